@@ -1,0 +1,84 @@
+"""Photos from disk: decoded whole or refused, cut into halves, the orange date stamp painted over."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+
+PHOTO_SIZE = (1000, 2000)
+JPEG_START = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
+PNG_START = b"\x89PNG"
+PNG_END = b"IEND"
+
+
+def read_photo(path: str | Path, size: tuple[int, int] | None = PHOTO_SIZE) -> np.ndarray:
+    """Photo as uint8 RGB (H, W, 3). `size` (H, W) is required of it; None takes any.
+
+    InputError, with the file and the remedy, where the file is missing, empty, cut short, no picture, or of another
+    size.
+    """
+    data = read_bytes(path)
+    if data[:2] == JPEG_START and not is_whole_jpeg(data):
+        raise InputError(f"{path}: truncated JPEG ({len(data)} bytes, no end marker); copy or download it again")
+    if data[:4] == PNG_START and PNG_END not in data[-64:]:
+        raise InputError(f"{path}: truncated PNG ({len(data)} bytes, no end chunk); copy or download it again")
+    image = decode(data)
+    if image is None:
+        raise InputError(f"{path}: cannot be decoded as a picture ({len(data)} bytes); copy or download it again")
+    if size is not None and image.shape[:2] != tuple(size):
+        found, wanted = f"{image.shape[1]}x{image.shape[0]}", f"{size[1]}x{size[0]}"
+        raise InputError(f"{path}: picture of {found} pixels, wanted {wanted} (width x height); use the original photo")
+    return image
+
+
+def read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: photo is missing; check --data and the path column of the table") from error
+    except OSError as error:
+        raise InputError(f"{path}: photo cannot be read ({error.strerror}); check the file and its rights") from error
+    if not data:
+        raise InputError(f"{path}: photo is empty (0 bytes); copy or download it again")
+    return data
+
+
+def decode(data: bytes) -> np.ndarray | None:
+    """uint8 RGB (H, W, 3), or None where OpenCV finds no picture or refuses it."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether the end marker follows the first scan.
+
+    OpenCV 4 fills what a cut file lacks with grey and says nothing. The marker cannot occur inside compressed data
+    (0xff is escaped there), but it can inside a thumbnail of the header, so the header is walked over first.
+    """
+    start = scan_start(data)
+    return start is not None and data.rfind(JPEG_END, start) >= 0
+
+
+def scan_start(data: bytes) -> int | None:
+    """Offset of the first start-of-scan marker of a JPEG; None where the header ends early."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+        elif data[at + 1] == 0xDA:
+            return at
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def split_halves(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right half of a photo (H, W, ...): columns up to W // 2, and from there on. Views, no copies."""
+    middle = image.shape[1] // 2
+    return image[:, :middle], image[:, middle:]

@@ -82,3 +82,68 @@ def split_halves(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left and right half of a photo (H, W, ...): columns up to W // 2, and from there on. Views, no copies."""
     middle = image.shape[1] // 2
     return image[:, :middle], image[:, middle:]
+
+
+# Orange of a camera's date stamp in OpenCV's HSV (hue 0..179): seeds must be vivid, what touches them may be paler.
+STAMP_SEED = ((5, 170, 170), (25, 255, 255))
+STAMP_EDGE = ((3, 90, 110), (30, 255, 255))
+GLYPH_HEIGHT = (12, 70)
+GLYPHS = 5
+
+
+def find_stamp(image: np.ndarray) -> np.ndarray:
+    """bool (H, W): the glyphs of an orange date stamp in a uint8 RGB photo, all False where there is none.
+
+    A stamp is a line of at least GLYPHS vivid orange marks of like height, side by side in the outer fifth (top or
+    bottom) of the photo. Dry grass has the colour, but not the line.
+    """
+    height, width = image.shape[:2]
+    found = np.zeros((height, width), bool)
+    for top, bottom in ((0, height // 5), (height - height // 5, height)):
+        hsv = cv2.cvtColor(image[top:bottom], cv2.COLOR_RGB2HSV)
+        line = stamp_line(cv2.inRange(hsv, *STAMP_SEED))
+        if line is not None:
+            edge = cv2.inRange(hsv, *STAMP_EDGE) & cv2.dilate(line, np.ones((9, 9), np.uint8))
+            found[top:bottom] |= cv2.dilate(edge | line, np.ones((5, 5), np.uint8)) > 0
+    return found
+
+
+def stamp_line(seeds: np.ndarray) -> np.ndarray | None:
+    """uint8 mask of the components of `seeds` that form the longest line of glyphs; None where none is long enough."""
+    joined = cv2.morphologyEx(seeds, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    count, labels, stats, centres = cv2.connectedComponentsWithStats(joined, connectivity=8)
+    tall = (stats[:, cv2.CC_STAT_HEIGHT] >= GLYPH_HEIGHT[0]) & (stats[:, cv2.CC_STAT_HEIGHT] <= GLYPH_HEIGHT[1])
+    narrow = stats[:, cv2.CC_STAT_WIDTH] <= 1.5 * stats[:, cv2.CC_STAT_HEIGHT]
+    glyphs = np.flatnonzero(tall & narrow & (np.arange(count) > 0))
+    best = np.array([], int)
+    for glyph in glyphs:
+        h = stats[glyph, cv2.CC_STAT_HEIGHT]
+        like = glyphs[
+            (np.abs(stats[glyphs, cv2.CC_STAT_HEIGHT] - h) <= 0.2 * h)
+            & (np.abs(centres[glyphs, 1] - centres[glyph, 1]) <= 0.2 * h)
+        ]
+        line = run_of_neighbours(like[np.argsort(centres[like, 0])], centres, reach=2.5 * h)
+        best = line if len(line) > len(best) else best
+    return np.isin(labels, best).astype(np.uint8) * 255 if len(best) >= GLYPHS else None
+
+
+def run_of_neighbours(ordered: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
+    """Longest run of components (ordered by column) whose centres are no further apart than `reach`."""
+    breaks = np.flatnonzero(np.diff(centres[ordered, 0]) > reach) + 1
+    return max(np.split(ordered, breaks), key=len)
+
+
+def inpaint_stamp(image: np.ndarray) -> np.ndarray:
+    """The photo (uint8 RGB) with its date stamp painted over from the surroundings; itself where there is none."""
+    mask = find_stamp(image)
+    if not mask.any():
+        return image
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    margin = 8
+    area = (
+        slice(max(rows[0] - margin, 0), rows[-1] + 1 + margin),
+        slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin),
+    )
+    painted = image.copy()
+    painted[area] = cv2.inpaint(np.ascontiguousarray(image[area]), mask[area].astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    return painted

@@ -4,23 +4,26 @@ Several augmented views of every photo are embedded once and kept in the cache; 
 for the dataset of photos, in the same form, so that the ordinary loop and the same model train the heads.
 """
 
-import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.datasets.cache import cached_folder
+from common.datasets.draws import SWAP, generator
+from common.datasets.mixing import Mix, mix_labels, mix_targets
+from common.datasets.stereo import target_arrays
 from common.errors import InputError
 
 FEATURES_VERSION = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
-# draws of one row in one epoch, columns of a table of uniform numbers
-VIEW, SWAP, MIX, PARTNER = range(4)
+VIEW = 1_002  # position of the draw of a stored view, beside draws.SWAP and draws.MIX
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,6 @@ class StoredViews(Dataset):
         return view, index, dataset[(view, index)]["image"]
 
 
-def module_hash(module: torch.nn.Module) -> str:
-    """32 hex digits of the names, shapes, types and bytes of all parameters and buffers: the backbone's cache key."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def embed_rows(
     model,
     plain,
@@ -86,7 +79,7 @@ def embed_rows(
     model.embed(image (B,2,3,H,W)) -> (B,2,N,D). plain and augmented: datasets over the same n rows whose
     [(epoch, index)]["image"] is (2,3,H,W); view 0 is plain[(0, i)], view v > 0 is augmented[(v, i)], which must
     augment each photo by itself (no stereo swap, no mixing: FeatureDataset does these on features).
-    inputs: JSON-able, everything the features depend on (`module_hash` of the backbone, hashes of the photos, sizes,
+    inputs: JSON-able, everything the features depend on (model.backbone_hash(), hashes of the photos, sizes,
     augmentation and its seed). dtype float16 halves the file and rounds to 1e-3 relative: check it against float32.
     InputError: unknown dtype, views > 1 without an augmented dataset, a feature that is not finite, full disk.
     """
@@ -142,112 +135,73 @@ def open_store(folder: Path) -> FeatureStore:
 class FeatureDataset(Dataset):
     """Rows of a store in the form of the photo dataset: ds[(epoch, i)], or whole batches by get_batch.
 
-    Training draws a stored view, a stereo swap and a MixUp partner (with its own view and swap, the same lambda for
-    both halves, targets and soft auxiliary labels) as pure functions of (seed, epoch, i); otherwise view 0, unmixed.
-    CutMix has no meaning on pooled cells and is refused by the caller.
+    Training (train=True) draws a stored view, a stereo swap and a MixUp partner (with its own view and swap; the same
+    lambda for both halves, targets and soft auxiliary labels) as pure functions of (seed, epoch, i). Swap and MixUp
+    are the draws that the photo dataset makes with the same seed. Otherwise view 0, neither swapped nor mixed.
     """
 
     def __init__(
         self,
         store: FeatureStore,
-        ids,
-        target,
+        rows: pd.DataFrame,
         *,
-        valid=None,
-        aux: dict[str, np.ndarray] | None = None,
+        outputs: Sequence[str],
         train: bool = False,
         seed: int = 0,
         swap_prob: float = 0.5,
-        mixup_alpha: float = 0.4,
-        mixup_prob: float = 0.0,
-        mix_label=None,
+        mix: Mix | None = None,
+        aux: Mapping[str, np.ndarray] | None = None,
     ):
-        """target: (n, K) grams; valid: (n, K) bool (default all); aux: name -> (n, C) soft labels; mix_label: (n,)
-        hashable, partners are drawn among rows of the same label; a row alone with its label is not mixed."""
-        self.ids, self.place, self.features = list(ids), store.positions(ids), store.features
-        self.target = torch.as_tensor(np.array(target), dtype=torch.float32)
-        self.valid = torch.ones(self.target.shape, dtype=torch.bool)
-        if valid is not None:
-            self.valid = torch.as_tensor(np.array(valid), dtype=torch.bool)
-        self.aux = {name: torch.as_tensor(np.array(v), dtype=torch.float32) for name, v in (aux or {}).items()}
-        self.train, self.seed, self.swap_prob = train, seed, swap_prob
-        self.mixup_alpha, self.mixup_prob = mixup_alpha, mixup_prob
-        self._partners = _partner_lists(mix_label, len(self.ids))
-        self._drawn: tuple | None = None
+        """rows: `id` and the columns `outputs` in grams (absent in test rows; NaN is not valid); mix: over the same
+        rows; aux: name -> (n, C) label distributions. InputError: a row without features, CutMix (a box of pixels)."""
+        if mix is not None and mix.cutmix_prob > 0:
+            raise InputError(f"--cutmix-prob {mix.cutmix_prob}: stored features have no pixels to cut; set it to 0")
+        self.ids = [str(value) for value in rows["id"]]
+        self.place, self.features = store.positions(self.ids), store.features
+        self.target, self.valid = target_arrays(rows, outputs)
+        self.aux = {name: np.asarray(labels, np.float32) for name, labels in (aux or {}).items()}
+        self.train, self.seed, self.swap_prob, self.mix = train, seed, swap_prob if train else 0.0, mix
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        batch = self.get_batch(key[0], [key[1]])
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        batch = self.get_batch(epoch, [index])
         aux = {name: value[0] for name, value in batch.pop("aux", {}).items()}
         return {name: value[0] for name, value in batch.items()} | ({"aux": aux} if aux else {})
 
-    def draws(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Uniform numbers (n, 4) and Beta(alpha, alpha) numbers (n,) of an epoch; kept for the epoch last asked for."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            count = len(self)
-            uniform = np.random.default_rng([self.seed, epoch, 1]).random((count, 4))
-            alpha = max(self.mixup_alpha, 1e-3)
-            self._drawn = epoch, uniform, np.random.default_rng([self.seed, epoch, 2]).beta(alpha, alpha, count)
-        return self._drawn[1:]
+    def view_features(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """float32 (B, 2, N, D) of the views drawn in this epoch, halves exchanged where the draw says so."""
+        views = self.features.shape[1] if self.train else 1
+        view = np.zeros(len(indices), np.int64)
+        if views > 1:
+            view[:] = [generator(self.seed, epoch, i, VIEW).integers(views) for i in indices.tolist()]
+        taken = np.array(self.features[self.place[indices], view], np.float32)
+        if self.swap_prob > 0:
+            draws = np.array([generator(self.seed, epoch, i, SWAP).random() for i in indices.tolist()])
+            swapped = draws < self.swap_prob
+            taken[swapped] = taken[swapped, ::-1]
+        return taken
 
-    def partners(self, indices: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """The MixUp partner of each index: another row of the same label, itself where there is none."""
-        label, rank, members = self._partners
-        found = indices.copy()
-        for k, index in enumerate(indices):
-            others = members[label[index]]
-            if len(others) > 1:
-                step = 1 + int(uniform[index, PARTNER] * (len(others) - 1))
-                found[k] = others[(rank[index] + step) % len(others)]
-        return found
-
-    def view_features(self, indices: np.ndarray, uniform: np.ndarray) -> torch.Tensor:
-        """(B, 2, N, D) of the drawn views, halves exchanged where the draw says so."""
-        view = (uniform[indices, VIEW] * self.features.shape[1]).astype(np.int64)
-        taken = torch.from_numpy(np.asarray(self.features[self.place[indices], view], np.float32))
-        swap = torch.from_numpy(uniform[indices, SWAP] < self.swap_prob)
-        return torch.where(swap[:, None, None, None], taken.flip(1), taken)
-
-    def get_batch(self, epoch: int, indices) -> dict:
+    def get_batch(self, epoch: int, indices: Sequence[int]) -> dict:
         """{"image": (B,2,N,D), "target", "valid": (B,K), "id": [str], "aux": {name: (B,C)} where there are any}."""
         indices = np.asarray(indices, np.int64)
-        if not self.train:
-            image = torch.from_numpy(np.asarray(self.features[self.place[indices], 0], np.float32))
-            mixed = {"target": self.target[indices], "aux": {k: v[indices] for k, v in self.aux.items()}}
-            valid = self.valid[indices]
-        else:
-            uniform, beta = self.draws(epoch)
-            image, mixed, valid = self._mixed(indices, uniform, beta)
-        batch = {"image": image, "target": mixed["target"], "valid": valid, "id": [self.ids[i] for i in indices]}
-        return batch | ({"aux": mixed["aux"]} if self.aux else {})
-
-    def _mixed(self, indices: np.ndarray, uniform: np.ndarray, beta: np.ndarray) -> tuple:
-        image = self.view_features(indices, uniform)
-        partner = self.partners(indices, uniform)
-        on = (uniform[indices, MIX] < self.mixup_prob) & (partner != indices)
-        share = torch.from_numpy(np.where(on, beta[indices], 1).astype(np.float32))
-        rows = np.flatnonzero(on)
-        if len(rows):
-            weight = share[rows, None, None, None]
-            image[rows] = weight * image[rows] + (1 - weight) * self.view_features(partner[rows], uniform)
-        partner = np.where(on, partner, indices)
-
-        def mix(table: torch.Tensor) -> torch.Tensor:
-            return share[:, None] * table[indices] + (1 - share[:, None]) * table[partner]
-
-        mixed = {"target": mix(self.target), "aux": {name: mix(table) for name, table in self.aux.items()}}
-        return image, mixed, self.valid[indices] & self.valid[partner]
-
-
-def _partner_lists(mix_label, count: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """(label number of each row, its rank among its label's rows, the rows of each label)."""
-    names = ["all"] * count if mix_label is None else [str(name) for name in mix_label]
-    number = {name: k for k, name in enumerate(dict.fromkeys(names))}
-    label = np.array([number[name] for name in names], np.int64)
-    members = [np.flatnonzero(label == k) for k in range(len(number))]
-    rank = np.empty(count, np.int64)
-    for rows in members:
-        rank[rows] = np.arange(len(rows))
-    return label, rank, members
+        image = self.view_features(epoch, indices)
+        target, valid = self.target[indices], self.valid[indices]
+        aux = {name: labels[indices] for name, labels in self.aux.items()}
+        if self.train and self.mix is not None:
+            plans = [self.mix.plan(epoch, i, (1, 1)) for i in indices.tolist()]
+            mixed = [k for k, plan in enumerate(plans) if plan is not None]
+            others = self.view_features(epoch, np.array([plans[k].partner for k in mixed], np.int64))
+            for k, other in zip(mixed, others, strict=True):
+                weight, partner = plans[k].weight, plans[k].partner
+                image[k] = weight * image[k] + (1 - weight) * other
+                target[k], valid[k] = mix_targets(
+                    target[k], valid[k], self.target[partner], self.valid[partner], weight
+                )
+                for name, labels in aux.items():
+                    labels[k] = mix_labels(labels[k], self.aux[name][partner], weight)
+        batch = {"image": torch.from_numpy(image), "target": torch.from_numpy(target), "valid": torch.from_numpy(valid)}
+        batch["id"] = [self.ids[i] for i in indices.tolist()]
+        return batch | ({"aux": {name: torch.from_numpy(v) for name, v in aux.items()}} if aux else {})

@@ -44,8 +44,9 @@ def checked_predictions(frame: pd.DataFrame, outputs: Sequence[str], path: str |
     if not len(frame):
         raise InputError(f"{path}: holds no rows; predict again")
     frame = frame[prediction_columns(frame.columns, outputs)].reset_index(drop=True)
-    if frame["id"].isna().any() or (frame["id"].astype(str).str.strip() == "").any():
-        raise InputError(f"{path}: {int(frame['id'].isna().sum())} rows have no id; every row needs one")
+    blank = frame["id"].isna() | (frame["id"].astype(str).str.strip() == "")
+    if blank.any():
+        raise InputError(f"{path}: {blank.sum()} rows have no id; every row needs one")
     frame["id"] = frame["id"].astype(str)
     twice = frame["id"][frame["id"].duplicated()].unique()
     if len(twice):

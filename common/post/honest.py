@@ -28,7 +28,7 @@ def nested_post(target, pred, groups, *, valid=None, **settings) -> np.ndarray:
 
 
 def leave_one_out(target, valid, code, predict: Callable, settings: dict) -> np.ndarray:
-    """(n, 5) joined over groups of predict(group), the (n, 5) of a blend fitted without `group`, post-processed alike."""
+    """(n, 5) joined over groups: predict(group) is (n, 5) of a fit without it, and so is its post-processing."""
     valid = np.ones(target.shape, bool) if valid is None else np.asarray(valid, bool)
     dead = {name: settings[name] for name in ("dead", "always_correct_dead") if name in settings}
     out = np.empty_like(target)

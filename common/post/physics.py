@@ -153,10 +153,10 @@ def apply_post(
     """
     check_post(post, reconcile=reconcile, dead=dead, always_correct_dead=always_correct_dead)
     pred = np.asarray(pred, np.float64)
-    if pred.ndim != 2 or pred.shape[1] != 5 or not np.isfinite(pred).all():
-        raise InputError(
-            f"post-processing: needs finite predictions (rows, 5), got {pred.shape} with nan or inf or not"
-        )
+    if pred.ndim != 2 or pred.shape[1] != 5:
+        raise InputError(f"post-processing: pred is {pred.shape}, needs (rows, 5)")
+    if not np.isfinite(pred).all():
+        raise InputError(f"post-processing: {(~np.isfinite(pred)).any(1).sum()} rows are not finite; fill them first")
     pred = derive_dead(pred, dead=dead, always_correct_dead=always_correct_dead)
     pred = RECONCILES[reconcile](pred, post)
     return np.clip(pred, 0, HEADROOM * np.asarray(post["maximum"]) if post else None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common.files import atomic_write
-from common.outputs.figures import colour, new_figure, png_bytes
+from common.outputs.figures import colour, new_figure, picture_bytes
 from common.outputs.stereo_figures import short_name
 
 WIDE, HIGH = 430, 215
@@ -39,7 +39,7 @@ def draw_pair(axis, halves: np.ndarray, grid: tuple[int, int], title: str) -> No
     axis.set(xlim=(0, 2 + GAP), ylim=(1, 0))
     axis.set_aspect(high / wide)
     axis.set_axis_off()
-    axis.set_title(title, fontsize=9, loc="left", color=colour("ink"), fontweight="bold", pad=4)
+    axis.set_title(title, fontsize=9, loc="left", color=colour("ink"), fontweight="bold", pad=4, parse_math=False)
 
 
 def masses(values, outputs) -> str:
@@ -49,7 +49,7 @@ def masses(values, outputs) -> str:
 
 
 def draw_sheet(images, ids, grid, mean, std, captions: list[str], title: str, path) -> Path:
-    """PNG with a pair of halves per image, its id above and its caption below, two to a line."""
+    """Picture (.png or .jpg) with a pair of halves per image, its id above and its caption below, two to a line."""
     pictures = to_picture(images, mean, std)
     lines = max(1, math.ceil(len(pictures) / COLUMNS))
     figure = new_figure(COLUMNS * WIDE + 40, lines * (HIGH + 22 + 13 * (1 + max(c.count("\n") for c in captions))) + 40)
@@ -59,9 +59,10 @@ def draw_sheet(images, ids, grid, mean, std, captions: list[str], title: str, pa
     for axis, halves, name, caption in zip(axes, pictures, ids, captions, strict=False):
         draw_pair(axis, halves, grid, str(name))
         look = {"fontsize": 8, "color": colour("ink"), "va": "top", "linespacing": 1.5, "family": "monospace"}
+        look["parse_math"] = False
         axis.text(0, -0.04, caption, transform=axis.transAxes, **look)
-    figure.suptitle(title, fontsize=10, color=colour("muted"), x=0.01, ha="left")
-    return atomic_write(path, png_bytes(figure, dpi=110))
+    figure.suptitle(title, fontsize=10, color=colour("muted"), x=0.01, ha="left", parse_math=False)
+    return atomic_write(path, picture_bytes(figure, dpi=110, kind=Path(path).suffix))
 
 
 def known_targets(targets, valid) -> np.ndarray:
@@ -70,7 +71,7 @@ def known_targets(targets, valid) -> np.ndarray:
 
 
 def draw_contact_sheet(images, targets, ids, grid, mean, std, outputs, path: str | Path, *, valid=None) -> Path:
-    """PNG of augmented inputs as the model gets them, cells drawn on both halves, with their targets in grams.
+    """Picture (.png or .jpg) of augmented inputs as the model gets them, with their cells and their targets in grams.
 
     images: float (n, 2, 3, H, W), normalised, array or CPU tensor; targets: (n, k) grams, mixed where the images are;
     ids: n names; grid: (R, C); mean, std: (3,) of values in 0..1; valid: (n, k) bool, targets that are known.
@@ -83,7 +84,7 @@ def draw_contact_sheet(images, targets, ids, grid, mean, std, outputs, path: str
 
 
 def draw_samples(images, targets, preds, ids, grid, mean, std, outputs, path: str | Path, *, valid=None) -> Path:
-    """PNG of validation inputs with true and predicted masses below each; arguments as in `draw_contact_sheet`.
+    """Picture (.png or .jpg) of inputs with true and predicted masses below each; arguments of `draw_contact_sheet`.
 
     preds: (n, k) grams.
     """

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from common.files import atomic_write
-from common.outputs.figures import DASHES, SERIES, colour, new_figure, plain_axes, png_bytes
+from common.outputs.figures import DASHES, SERIES, colour, new_figure, picture_bytes, plain_axes
 
 # A score of the first epochs may be far below zero; the curve is cut there so that the rest can be read.
 LOWEST_SCORE = -0.25
@@ -68,7 +68,7 @@ def loss_keys(logs: dict[object, list[dict]]) -> list[str]:
 
 
 def write_curves(path: str | Path, logs: dict[object, list[dict]] | list[dict], *, title: str = "") -> Path:
-    """PNG of losses, score and learning rate over the epochs.
+    """Picture (.png or .jpg) of losses, score and learning rate over the epochs.
 
     logs: the dicts of one log.jsonl (`epoch` and any of `train_loss`, `valid_loss`, `score`, `lr`), or fold -> dicts.
     Values that are missing or not finite leave a gap; a panel without any value says so.
@@ -81,5 +81,5 @@ def write_curves(path: str | Path, logs: dict[object, list[dict]] | list[dict], 
         if not draw_curves(axis, logs, key, log=key != "score"):
             axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", color=colour("muted"))
     if title:
-        figure.suptitle(title, color=colour("ink"), fontsize=11, x=0.01, ha="left")
-    return atomic_write(path, png_bytes(figure))
+        figure.suptitle(title, color=colour("ink"), fontsize=11, x=0.01, ha="left", parse_math=False)
+    return atomic_write(path, picture_bytes(figure, kind=Path(path).suffix))

@@ -1,4 +1,4 @@
-"""Drawings for a page or a file: matplotlib without pyplot, as inline SVG in the page's colours or as PNG bytes.
+"""Drawings for a page or a file: matplotlib without pyplot, as inline SVG in the page's colours or as picture bytes.
 
 A figure is drawn with the light colours of PALETTE. `inline_svg` writes each of them as a CSS variable, so that one
 drawing serves the light and the dark theme and takes the page's own font.
@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from common.errors import InputError
 
 # name -> (light, dark). The c* are for series: told apart by the common colour-vision deficiencies and in grey.
 PALETTE = {
@@ -49,6 +51,7 @@ STYLE = {
 MOST_SVG_MARKS = 2500
 # Pixels per inch of the SVG canvas: figures are sized in CSS pixels.
 DPI = 72
+FILE_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
 def colour(name: str) -> str:
@@ -119,12 +122,14 @@ def themed(svg: str) -> str:
     return re.sub(r"font: ([\d.]+px) [^;\"]*(?=[;\"])", r"font-size: \1", svg)
 
 
-def png_bytes(figure: Figure, dpi: int = 144) -> bytes:
-    """The figure as PNG on white paper, for a file that stands alone."""
+def picture_bytes(figure: Figure, *, dpi: int = 144, kind: str = ".png") -> bytes:
+    """The figure on light paper, for a file that stands alone. kind: ".png", or ".jpg" where it holds photos."""
+    if kind not in FILE_KINDS:
+        raise InputError(f"a picture cannot be written as {kind!r}; use one of {', '.join(FILE_KINDS)}")
     FigureCanvasAgg(figure)
     content = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(content, format="png", dpi=dpi, facecolor=colour("paper"), metadata={"Software": None})
+        figure.savefig(content, format=FILE_KINDS[kind], dpi=dpi, facecolor=colour("paper"))
     return content.getvalue()
 
 

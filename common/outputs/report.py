@@ -136,8 +136,13 @@ def cell(c: dict, value, span) -> str:
     else:
         inner = escape(number(value, c["digits"], signed=c["signed"]) if c["kind"] == "number" else str(value))
     if c["kind"] == "name":
-        return f'<th scope="row">{inner}</th>'
+        return f'<th scope="row"><span>{breakable(inner)}</span></th>'
     return f"<td{css_class('n' if c['kind'] == 'number' else 'text')}>{inner}</td>"
+
+
+def breakable(html: str) -> str:
+    """The same text with places to break a line after underscores, which long names are made of."""
+    return html.replace("_", "_<wbr>")
 
 
 def bar_span(values) -> tuple[float, float]:
@@ -179,7 +184,7 @@ def ladder(items: list[dict], *, low: float = 0.0, high: float = 1.0, digits: in
             a, b = (position(edge, low, high) for edge in item["interval"])
             mark += f'<u style="left:{a:.2f}%;width:{b - a:.2f}%"></u>'
         html.append(
-            f'<div class="name{strong}">{escape(item["label"])}{note}</div><div class="track{strong}">{mark}</div>'
+            f'<div class="name{strong}">{breakable(escape(item["label"]) + note)}</div><div class="track{strong}">{mark}</div>'
         )
         html.append(f'<div class="count{strong}">{number(item["value"], digits)}</div>')
     return f'<div class="bars{" solid" if solid else ""}">' + "\n".join(html) + "</div>"

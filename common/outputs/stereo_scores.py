@@ -71,6 +71,8 @@ def score_ladder(facts: dict) -> str:
     items = []
     for key in sorted(known, key=lambda key: ORDER.get(key, 2)):
         name, note = RUNGS.get(key, (key, ""))
+        if key == "fitted" and not facts["blend"]:
+            name, note = "Out of fold", "photos the model was not trained on"
         note = best["name"] if key == "member" else note
         items.append({"label": name, "note": note, "value": known[key], "strong": key == "honest"})
     low = min([0.0, *(item["value"] for item in items)])

@@ -37,7 +37,9 @@ def state_kinds(facts: dict) -> tuple[np.ndarray | None, str]:
 
 
 def which(facts: dict) -> str:
-    return "honest predictions" if facts["honest"] is not None else "fitted predictions"
+    """What the figures show, in words."""
+    kind = "honest" if facts["honest"] is not None else "fitted" if facts["blend"] else "out-of-fold"
+    return f"{kind} predictions"
 
 
 def predicted_section(facts: dict) -> list[str]:
@@ -183,7 +185,7 @@ def physics_section(facts: dict) -> list[str]:
     gains = facts["gains"]
     if gains is None or not len(gains):
         return [*blocks, paragraph("The gains of the reconciliations were not measured here.", kind="why alone")]
-    text = "Gain in score of each reconciliation over none, judged leaving groups out."
+    text = "Gain in score of each reconciliation over none. Honest: judged leaving groups out."
     return [*blocks, heading("Reconciliations"), frame_table(gains, digits=4, signed=True, caption=text)]
 
 

@@ -26,8 +26,8 @@ nav { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bot
   scrollbar-width: none; }
 nav a { display: inline-block; padding: .8rem 0; margin-right: 1.15rem; color: var(--muted); text-decoration: none; }
 nav a:hover { color: var(--ink); }
-section { padding: 2.6rem 0 .2rem; }
-section + section { border-top: 1px solid var(--rule); margin-top: 2rem; }
+section { padding: 2.2rem 0 .2rem; }
+section + section { border-top: 1px solid var(--rule); margin-top: 1.2rem; }
 .headline { display: grid; grid-template-columns: minmax(0, 1fr); gap: .3rem 2.6rem; align-items: end;
   margin: 1.2rem 0 1.6rem; }
 .headline .value { font-size: clamp(3.4rem, 13vw, 5.6rem); line-height: .95; font-weight: 300; letter-spacing: -.035em;
@@ -83,6 +83,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .photo svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .photo p { margin: 0; padding: 2.2rem 1rem; line-height: 1.5; color: var(--muted); font-size: .88rem; }
 .photos table { width: 100%; font-size: .82rem; } .photos th, .photos td { padding: .24rem .4rem; }
+.photos th:first-child { padding-left: 0; } .photos :is(th, td):last-child { padding-right: 0; }
 .photos .scroll { margin-bottom: 0; }
 .identity { display: flex; flex-wrap: wrap; gap: 0 1rem; justify-content: space-between; font-size: .86rem;
   margin-bottom: .45rem; color: var(--muted); overflow-wrap: anywhere; }
@@ -105,21 +106,24 @@ table.settings { font-size: .82rem;
 footer { border-top: 1px solid var(--rule); margin-top: 2.6rem; padding-top: 1rem; font-size: .82rem;
   color: var(--muted);  overflow-wrap: anywhere; }
 @media (max-width: 33.99rem) {
+  tbody th span { display: inline-block; width: max-content; max-width: 10.5rem; white-space: normal;
+    overflow-wrap: anywhere; }
   .panels figure:not(.hero) text { font-size: 8.2px !important; } .panels .hero text { font-size: 12px !important; }
 }
 @media (min-width: 34rem) {
-  .bars { grid-template-columns: minmax(9rem, max-content) minmax(8rem, 1fr) max-content; row-gap: .55rem; }
+  .bars { grid-template-columns: fit-content(22rem) minmax(8rem, 1fr) max-content; row-gap: .55rem; }
   .bars .name { grid-column: auto; margin: 0; } .bars .name small { display: block; margin: 0; }
-  .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); } .panels .hero { grid-column: span 2; }
+  .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); } .panels .hero { grid-column: span 2; max-width: 36rem; }
 }
 @media (min-width: 46rem) {
   .photos { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .headline { grid-template-columns: max-content minmax(0, 1fr); }
+  .panels.pairs .hero { grid-column: auto; }
 }
 @media (min-width: 60rem) {
   .page { padding: 0 2rem 5rem; } nav { margin: 0 -2rem; padding: 0 2rem; }
   .panels { grid-template-columns: repeat(4, minmax(0, 1fr)); } .panels .hero { grid-column: span 2; grid-row: span 2; }
-  .panels.pairs > .hero { grid-row: auto; }
+  .panels.pairs > .hero { grid-column: span 2; grid-row: auto; }
 }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll { overflow: visible; } }
 """

@@ -59,15 +59,14 @@ def fit_scaler(x: np.ndarray, components: int, seed: int) -> Scaler:
     return Scaler(plain.mean, scale, PCA(count, whiten=True, svd_solver="full", random_state=seed).fit(plain(x)))
 
 
-def grouped_parts(groups: np.ndarray, seed: int, repeats: int = 2, parts: int = 5):
+def grouped_parts(groups: np.ndarray, seed: int, repeats: int = 2, parts: int = 5) -> list[tuple]:
     """(fit rows, held-out rows) of a grouped cross-validation inside the training rows; none with a single group."""
     count = min(parts, len(np.unique(groups)))
     if count < 2:
         return []
-    splits = []
-    for repeat in range(repeats):
-        splits += list(GroupKFold(count, shuffle=True, random_state=seed + repeat).split(groups, groups=groups))
-    return splits
+    folds = [GroupKFold(count, shuffle=True, random_state=seed + repeat) for repeat in range(repeats)]
+    splits = [split for fold in folds for split in fold.split(groups, groups=groups)]
+    return [(fit, held) for fit, held in splits if len(fit) > 2]
 
 
 def ridge_path(a: np.ndarray, y: np.ndarray, b: np.ndarray, alphas) -> np.ndarray:
@@ -117,7 +116,8 @@ def fit_svr(x, y, groups, seed, params) -> Callable:
     """Support vector regression, RBF kernel; gamma is in units of 1 / columns."""
 
     def make(columns):
-        return SVR(C=params["c"], gamma=params["gamma"] / columns, epsilon=params["epsilon"])
+        # the usual tolerance of 1e-3 leaves .2 % to the order of the arithmetic: a refit would not repeat
+        return SVR(C=params["c"], gamma=params["gamma"] / columns, epsilon=params["epsilon"], tol=1e-7)
 
     return fit_each_target(x, y, seed, params, make)
 

@@ -109,9 +109,9 @@ def find_stamp(image: np.ndarray) -> np.ndarray:
 
 
 def stamp_line(seeds: np.ndarray) -> np.ndarray | None:
-    """uint8 mask of the components of `seeds` that form the longest line of glyphs; None where none is long enough."""
+    """uint8 mask: what `seeds` holds along the longest line of glyph-like components; None where none is long enough."""
     joined = cv2.morphologyEx(seeds, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    count, labels, stats, centres = cv2.connectedComponentsWithStats(joined, connectivity=8)
+    count, _, stats, centres = cv2.connectedComponentsWithStats(joined, connectivity=8)
     tall = (stats[:, cv2.CC_STAT_HEIGHT] >= GLYPH_HEIGHT[0]) & (stats[:, cv2.CC_STAT_HEIGHT] <= GLYPH_HEIGHT[1])
     narrow = stats[:, cv2.CC_STAT_WIDTH] <= 1.5 * stats[:, cv2.CC_STAT_HEIGHT]
     glyphs = np.flatnonzero(tall & narrow & (np.arange(count) > 0))
@@ -124,7 +124,16 @@ def stamp_line(seeds: np.ndarray) -> np.ndarray | None:
         ]
         line = run_of_neighbours(like[np.argsort(centres[like, 0])], centres, reach=2.5 * h)
         best = line if len(line) > len(best) else best
-    return np.isin(labels, best).astype(np.uint8) * 255 if len(best) >= GLYPHS else None
+    if len(best) < GLYPHS:
+        return None
+    # Slashes, ones and glyphs that run into each other differ in shape: everything as vivid in the line's box counts.
+    h = int(np.median(stats[best, cv2.CC_STAT_HEIGHT]))
+    top, bottom = centres[best, 1].min() - 0.8 * h, centres[best, 1].max() + 0.8 * h
+    start, end = centres[best, 0].min() - 5 * h, centres[best, 0].max() + 5 * h
+    line = np.zeros_like(seeds)
+    box = slice(max(int(top), 0), int(bottom) + 1), slice(max(int(start), 0), int(end) + 1)
+    line[box] = seeds[box]
+    return line
 
 
 def run_of_neighbours(ordered: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:

@@ -141,15 +141,21 @@ class StereoDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        return self.sample(key, torch.empty((2, 3, *self.size)))
+        sample = self.raw_sample(key)
+        sample["image"] = normalised([sample["image"]], self.tables, self.size)[0]
+        return sample
 
     def __getitems__(self, keys: list) -> list[dict]:
-        """Samples whose images lie one behind the other, in a worker in shared memory: `collate` need not copy them."""
-        images = empty_batch((len(keys), 2, 3, *self.size))
-        return [self.sample(key, image) for key, image in zip(keys, images, strict=True)]
+        """What a DataLoader asks for; in a worker for `collate` alone, which sends bytes instead of floats."""
+        if get_worker_info() is None:
+            return [self[key] for key in keys]
+        samples = [self.raw_sample(key) for key in keys]
+        for sample in samples:
+            sample["image"] = Unfinished([sample["image"]], self.tables, self.size)
+        return samples
 
-    def sample(self, key: int | tuple[int, int], image: torch.Tensor) -> dict:
-        """The sample of `key`, its picture written into `image`."""
+    def raw_sample(self, key: int | tuple[int, int]) -> dict:
+        """The sample of `key` with two uint8 halves, or None for a bad photo, as its "image"."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         halves = self.halves(epoch, index)
         target, valid = self.targets[index], self.valid[index]
@@ -162,8 +168,7 @@ class StereoDataset(Dataset):
                 target, valid, self.targets[plan.partner], self.valid[plan.partner], plan.weight
             )
             aux = {name: mix_labels(aux[name], self.aux[name][plan.partner], plan.weight) for name in aux}
-        write_image(halves, self.tables, image)
-        found = {"image": image, "target": torch.tensor(target), "valid": torch.tensor(valid), "id": self.ids[index]}
+        found = {"image": halves, "target": torch.tensor(target), "valid": torch.tensor(valid), "id": self.ids[index]}
         if aux:
             found["aux"] = {name: torch.tensor(labels) for name, labels in aux.items()}
         if self.on_bad == "mark":
@@ -199,21 +204,39 @@ def normalising_tables(mean: Sequence[float], std: Sequence[float]) -> np.ndarra
     return np.stack([(grey - m) / s for m, s in zip(mean, std, strict=True)]).astype(np.float32)
 
 
-def write_image(halves: Sequence[np.ndarray] | None, tables: np.ndarray, image: torch.Tensor) -> None:
-    """Normalise two uint8 (H, W, 3) halves into float32 `image` (2, 3, H, W); zeros for None."""
-    if halves is None:
-        image.zero_()
-        return
-    target = image.numpy()
-    for half, planes in zip(halves, target, strict=True):
-        for plane, table, out in zip(cv2.split(half), tables, planes, strict=True):
-            cv2.LUT(plane, table, dst=out)
+def normalised(pairs: Sequence, tables: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """float32 (B, 2, 3, H, W) of B pairs of uint8 (H, W, 3) halves; zeros where a pair is None."""
+    # NumPy asks for huge pages here and torch.empty does not: the first touch of 50 MB costs a fifth.
+    images = np.empty((len(pairs), 2, 3, *size), np.float32)
+    for pair, image in zip(pairs, images, strict=True):
+        if pair is None:
+            image[:] = 0
+            continue
+        for half, planes in zip(pair, image, strict=True):
+            for plane, table, out in zip(cv2.split(half), tables, planes, strict=True):
+                cv2.LUT(plane, table, dst=out)
+    return torch.from_numpy(images)
 
 
-def empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    if get_worker_info() is None:
-        return torch.empty(shape)
-    return torch.empty(shape).share_memory_()
+class Unfinished:
+    """Pairs of halves on their way out of a worker; what arrives in the main process is the normalised tensor.
+
+    Sent as bytes and normalised on arrival, because fresh shared memory is the dearest part of a decoded sample.
+    """
+
+    def __init__(self, pairs: list, tables: np.ndarray, size: tuple[int, int]):
+        self.pairs, self.tables, self.size = pairs, tables, size
+
+    def __reduce__(self):
+        known = [pair is not None for pair in self.pairs]
+        halves = torch.from_numpy(np.array([pair for pair in self.pairs if pair is not None]))
+        return finish, (halves, known, self.tables, self.size)
+
+
+def finish(halves: torch.Tensor, known: list[bool], tables: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """The float32 batch of what `Unfinished` sent: halves uint8 (number known, 2, H, W, 3)."""
+    arrived = iter(halves.numpy())
+    return normalised([next(arrived) if one else None for one in known], tables, size)
 
 
 HASHES: dict[tuple[str, int, int], str] = {}
@@ -246,10 +269,8 @@ def collate(samples: list[dict]) -> dict:
     return batch
 
 
-def join_images(images: list[torch.Tensor]) -> torch.Tensor:
-    """Stacked images; without a copy where they are the parts of one batch, in order."""
-    base = images[0]._base
-    if base is not None and base.shape == (len(images), *images[0].shape):
-        if all(image.data_ptr() == part.data_ptr() for image, part in zip(images, base, strict=True)):
-            return base
+def join_images(images: list):
+    """Stacked tensors; what a worker gathered stays unfinished until it arrives."""
+    if isinstance(images[0], Unfinished):
+        return Unfinished([pair for image in images for pair in image.pairs], images[0].tables, images[0].size)
     return torch.stack(images)

@@ -113,11 +113,11 @@ def build_loss(
                     it for log targets), so that an untrained head's error is about 1 whatever the target; "r2" is in
                     grams.
     constraint_weight  times the mean squared violation of the two identities, in grams over the scale of the sum.
-    uncertainty     adds the Gaussian negative log likelihood in head space.
+    uncertainty     adds the Gaussian negative log likelihood in head space; it trains mean and variance.
     two_part        adds the cross entropy of zero or not; the amount is then learnt on non-zero targets only.
     aux_weights     adds soft cross entropies against batch["aux"][name]; a row of zeros is an unknown label.
-    distill_weight  for batch["epoch"] < distill_warmup only the auxiliary heads and the teacher learn; afterwards the
-                    biomass heads learn from the targets and from the teacher's value.
+    distill_weight  needs batch["epoch"] (int): below distill_warmup only the auxiliary heads and the teacher learn;
+                    afterwards the biomass heads learn from the targets and from the teacher's value.
     """
     outputs = list(outputs)
     if kind not in LOSSES:
@@ -171,7 +171,7 @@ class RegressionLoss:
             if self.constraint_weight:
                 terms["constraint"] = (self.constraint_weight, self.constraint(entries.grams))
             if self.distill_weight:
-                terms = self.distilled(terms, entries, outputs["teacher"].float(), int(batch.get("epoch", 0)))
+                terms = self.distilled(terms, entries, outputs["teacher"].float(), int(batch["epoch"]))
             for name, weight in self.aux_weights.items():
                 terms[f"aux_{name}"] = (weight, soft_cross_entropy(outputs["aux"][name], batch["aux"][name]))
             loss = sum(weight * term for weight, term in terms.values())

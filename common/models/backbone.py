@@ -109,15 +109,17 @@ class Backbone(nn.Module):
         return [self._choose(prefix[:, 0], level.mean((2, 3))) for level, prefix in levels]
 
     def train(self, mode: bool = True):
-        super().train(mode)
-        rest_frozen(self)  # frozen blocks stay as they were trained: no drop path, batch statistics fixed
+        super().train(mode and not self.frozen)
+        rest_frozen(self.net)  # frozen blocks stay as they were trained: no drop path, batch statistics fixed
         return self
 
     def freeze(self, frozen: bool = True):
-        """All parameters without gradient and the module in eval mode, whatever train() says; or the reverse."""
+        """All parameters without gradient and the module in eval mode, whatever train() says; or the reverse.
+
+        The caller sets the mode afterwards with train(), as a frozen module does not know its parent's.
+        """
         self.frozen = frozen
         self.requires_grad_(not frozen)
-        self.train(self.training or not frozen)
 
     def layers(self) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
         """Named groups of parameters from the stem to the last block (the final norm goes with the last block)."""

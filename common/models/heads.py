@@ -12,7 +12,7 @@ COVERAGE = 0.9
 
 
 def head_scale(scale, log_mask) -> torch.Tensor:
-    """Typical head-space value of each output, (T,) float32: `scale` in grams, log1p(scale) where `log_mask` says so."""
+    """Typical head-space value of each output, (T,) float32: `scale` in grams, log1p(scale) under `log_mask`."""
     scale = torch.as_tensor(scale, dtype=torch.float32)
     return torch.where(torch.as_tensor(log_mask, dtype=torch.bool), torch.log1p(scale), scale)
 

@@ -135,6 +135,7 @@ class StereoRegressor(nn.Module):
     def freeze_backbone(self, frozen: bool = True):
         """Heads only: the backbone without gradient and in eval mode, also after train(); False takes it back."""
         self.backbone.freeze(frozen)
+        self.backbone.train(self.training)
 
     def backbone_hash(self) -> str:
         """Equal for two models whose features of the same image are equal."""
@@ -168,7 +169,7 @@ class StereoRegressor(nn.Module):
         for i, (_, members) in enumerate(layers):
             for _, parameter in members:
                 parameter.requires_grad_(i >= first)
-        self.backbone.train(self.backbone.training)
+        self.backbone.train(self.training)
         layers = [(name, members, layer_decay ** (len(layers) - 1 - i)) for i, (name, members) in enumerate(layers)]
         layers = layers[first:]
         if layer_decay == 1:

@@ -52,7 +52,9 @@ def draw_sheet(images, ids, grid, mean, std, captions: list[str], title: str, pa
     """Picture (.png or .jpg) with a pair of halves per image, its id above and its caption below, two to a line."""
     pictures = to_picture(images, mean, std)
     lines = max(1, math.ceil(len(pictures) / COLUMNS))
-    figure = new_figure(COLUMNS * WIDE + 40, lines * (HIGH + 22 + 13 * (1 + max(c.count("\n") for c in captions))) + 40)
+    figure = new_figure(
+        COLUMNS * WIDE + 40, lines * (HIGH + 22 + 13 * (1 + max((c.count("\n") for c in captions), default=0))) + 40
+    )
     axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
     for axis in axes[len(pictures) :]:
         axis.set_axis_off()

@@ -119,7 +119,8 @@ def themed(svg: str) -> str:
     """Light colours become variables; the font family is the page's."""
     for name, (light, _) in PALETTE.items():
         svg = svg.replace(light, f"var(--{name})")
-    return re.sub(r"font: ([\d.]+px) [^;\"]*(?=[;\"])", r"font-size: \1", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*(?=[;\"])", r"font-size: \1", svg)
+    return re.sub(r"font-family: [^;\"]*;? ?", "", svg)
 
 
 def picture_bytes(figure: Figure, *, dpi: int = 144, kind: str = ".png") -> bytes:

@@ -114,12 +114,15 @@ def table(
     return html + (f'<p class="why">{DASH} {escape(why)}</p>' if missing else "")
 
 
-def frame_table(frame, *, digits: int = 3, signed: bool = False, caption: str = "", why: str = NO_VALUE) -> str:
-    """A DataFrame as it is: text columns as row headings, whole numbers plain, others with `digits` decimals."""
+def frame_table(frame, *, digits: int = 3, signed=(), caption: str = "", why: str = NO_VALUE) -> str:
+    """A DataFrame as it is: text columns as row headings, whole numbers plain, others with `digits` decimals.
+
+    signed: names of the columns whose numbers are printed with their sign.
+    """
     columns = []
     for name in frame.columns:
         whole, numeric = frame[name].dtype.kind in "iu", frame[name].dtype.kind in "iuf"
-        options = {"digits": 0 if whole else digits, "signed": signed and not whole}
+        options = {"digits": 0 if whole else digits, "signed": name in signed}
         columns.append(column(name, str(name).replace("_", " "), "number" if numeric else "name", **options))
     return table(columns, frame.to_dict("records"), caption=caption, why=why)
 
@@ -184,7 +187,8 @@ def ladder(items: list[dict], *, low: float = 0.0, high: float = 1.0, digits: in
             a, b = (position(edge, low, high) for edge in item["interval"])
             mark += f'<u style="left:{a:.2f}%;width:{b - a:.2f}%"></u>'
         html.append(
-            f'<div class="name{strong}">{breakable(escape(item["label"]) + note)}</div><div class="track{strong}">{mark}</div>'
+            f'<div class="name{strong}">{breakable(escape(item["label"]) + note)}</div>\n'
+            f'<div class="track{strong}">{mark}</div>'
         )
         html.append(f'<div class="count{strong}">{number(item["value"], digits)}</div>')
     return f'<div class="bars{" solid" if solid else ""}">' + "\n".join(html) + "</div>"

@@ -57,7 +57,7 @@ def write_stereo_report(
     blend: as in `post.blend`: kind, members (names), weights (m,) or (m, k), and optional dropped and weights_spread.
     before_physics: `id` + outputs of the blend before post-processing, against `final`. identities: {whole: parts},
     default GDM = Green + Clover and Total = GDM + Dead where the outputs have them.
-    gains: a table to print as it is (a line per set, signed differences), see `gains_table`.
+    gains: a line per set: `set`, `none` (score leaving groups out) and the gain of each reconciliation over it.
     interval: what `post.honest.bootstrap_difference` gives (difference, low95, high95, groups) and "against": the name
     of the set compared with.
     coverage: {"level": .9, "coverage": {output: share}, "width": {output: mean grams} (optional)}.
@@ -173,15 +173,3 @@ def known_identities(outputs, identities: dict | None) -> dict:
     default = {"GDM_g": ("Dry_Green_g", "Dry_Clover_g"), "Dry_Total_g": ("GDM_g", "Dry_Dead_g")}
     identities = default if identities is None else identities
     return {whole: parts for whole, parts in identities.items() if {whole, *parts} <= set(outputs)}
-
-
-def gains_table(posts: dict[str, dict]) -> pd.DataFrame:
-    """A line per set of what `post.honest.honest_post` gave, and the nested and fitted gain of each reconciliation."""
-    lines = []
-    for name, post in posts.items():
-        line = {"set": name}
-        for kind, scores in post["reconcile"].items():
-            if kind != "none":
-                line |= {f"{kind} honest": scores["nested_gain"], f"{kind} fitted": scores["fitted_gain"]}
-        lines.append(line)
-    return pd.DataFrame(lines)

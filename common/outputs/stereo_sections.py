@@ -185,8 +185,9 @@ def physics_section(facts: dict) -> list[str]:
     gains = facts["gains"]
     if gains is None or not len(gains):
         return [*blocks, paragraph("The gains of the reconciliations were not measured here.", kind="why alone")]
-    text = "Gain in score of each reconciliation over none. Honest: judged leaving groups out."
-    return [*blocks, heading("Reconciliations"), frame_table(gains, digits=4, signed=True, caption=text)]
+    text = "Under “none” the score leaving groups out; the others say what making the masses add up gains over it."
+    signed = [name for name in gains if name != "none"]
+    return [*blocks, heading("Reconciliations"), frame_table(gains, digits=4, signed=signed, caption=text)]
 
 
 def physics_blocks(facts: dict) -> list[str]:

@@ -35,7 +35,11 @@ section + section { border-top: 1px solid var(--rule); margin-top: 1.2rem; }
 .headline .value small { display: block; font-size: .85rem; font-weight: 500; letter-spacing: 0; line-height: 1.5;
   color: var(--ink); margin-bottom: .5rem; }
 .headline p { margin: 0; font: 1.06rem/1.55 Charter, "Bitstream Charter", "Iowan Old Style", Cambria, Georgia, serif; }
-.scroll { overflow-x: auto; max-width: 100%; margin: .4rem 0 1.3rem; }
+/* the second ground is a shade at the right edge; the first, which scrolls along, covers it at the table's end */
+.scroll { overflow-x: auto; max-width: 100%; margin: .4rem 0 1.3rem;
+  background: linear-gradient(to left, var(--paper) 1.2rem, transparent) right / 2.4rem 100% no-repeat local,
+    linear-gradient(to left, color-mix(in srgb, var(--ink) 14%, transparent), transparent) right / .8rem 100%
+    no-repeat scroll; }
 .scroll:focus-visible { outline-offset: 0; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4;
   font-variant-numeric: tabular-nums lining-nums; }

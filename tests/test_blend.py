@@ -93,6 +93,19 @@ def test_broken_member_is_named_and_weighs_nothing_in_every_kind(example):
     assert fit_blend(preds[3:], target, groups, "mean", members=["broken"])["weights"] == [1.0]
 
 
+def test_members_are_held_to_a_constant_that_has_not_seen_the_group_either(example):
+    _, target, groups = example
+    target = target + 25 * groups[:, None]
+    blind = np.array([target[groups != group].mean(0) for group in groups])
+    member = blind + 0.02 * (target - blind)
+    seeing = ((target - target.mean(0)) ** 2 @ WEIGHTS).sum()
+    assert slow_error(np.ones(1), member[None], target) > 1.1 * seeing
+    worse = blind - 0.02 * (target - blind)
+    assert sound_members(group_moments([member, worse], target, groups)).tolist() == [True, False]
+    # One group leaves no other: then the constant is the mean of its own rows.
+    assert sound_members(group_moments([target, member], target, groups * 0)).tolist() == [True, False]
+
+
 def test_weights_are_the_nonnegative_optimum(example):
     preds, target, groups = example
     preds = np.concatenate([preds[:3], 1.3 * preds[:1] - 5])

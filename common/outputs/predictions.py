@@ -31,7 +31,7 @@ def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a csv")
     try:
-        return pd.read_csv(path, dtype=dict.fromkeys(text, str), encoding="utf-8-sig")
+        return pd.read_csv(path, dtype=dict.fromkeys(text, str))
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable csv ({str(error).splitlines()[0]}); write it again") from error
 

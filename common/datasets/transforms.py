@@ -90,7 +90,7 @@ def dropout(p: float, strength: float, size: tuple[int, int]) -> A.CoarseDropout
     return A.CoarseDropout(num_holes_range=(1, 6), hole_height_range=side, hole_width_range=side, fill=0, p=p)
 
 
-# name: maker(probability, strength, (height, width)) in the order of application; strength 1 is the default, 0 none.
+# name: maker(probability, strength, (height, width)) in the order of application; strength 1 is the default, 0 is off.
 GEOMETRIC = {
     "hflip": lambda p, strength, size: A.HorizontalFlip(p=p),
     "vflip": lambda p, strength, size: A.VerticalFlip(p=p),
@@ -105,7 +105,7 @@ PHOTOMETRIC = {
         hue_shift_limit=10 * s, sat_shift_limit=20 * s, val_shift_limit=10 * s, p=p
     ),
     "green-jitter": lambda p, s, size: GreenJitter(hue_limit=10 * s, sat_limit=40 * s, val_limit=30 * s, p=p),
-    "blur": lambda p, s, size: A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 1.5 * s), p=p),
+    "blur": lambda p, s, size: A.GaussianBlur(blur_limit=0, sigma_limit=(0.1 * s, 1.5 * s), p=p),
     "noise": lambda p, s, size: ByteNoise(std_range=(4 * s, 16 * s), p=p),
     "dropout": dropout,
 }
@@ -169,9 +169,9 @@ class StereoAugment:
         if size not in self.built:
             self.built[size] = []
             for position, (name, make) in enumerate(AUGMENTATIONS.items()):
-                p = self.probabilities.get(name, 0)
-                if p > 0:
-                    transform = make(p, self.strengths.get(name, 1.0), size)
+                p, strength = self.probabilities.get(name, 0), self.strengths.get(name, 1.0)
+                if p > 0 and strength > 0:
+                    transform = make(p, strength, size)
                     transform.add_targets({"right": "image"})
                     self.built[size].append((position, name, transform))
         return self.built[size]

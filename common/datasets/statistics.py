@@ -173,6 +173,6 @@ def statistics_table(paths, kind: str, read) -> tuple[np.ndarray, tuple[str, ...
     """
     function, names = STATISTICS[kind]
     table = np.empty((len(paths), len(names)), np.float32)
-    for k, path in enumerate(tqdm(paths, desc=f"{kind} statistics", leave=False)):
+    for k, path in enumerate(tqdm(paths, desc=f"{kind} statistics", leave=False, mininterval=2)):
         table[k] = function(read(path))
     return table, names

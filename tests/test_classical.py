@@ -3,6 +3,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import Ridge
 from sklearn.svm import SVR
@@ -99,10 +101,28 @@ def test_ridge_takes_the_penalty_with_the_best_grouped_score():
     best = ALPHAS[int(np.argmin(errors))]
     assert 0 < int(np.argmin(errors)) < len(ALPHAS) - 1, "the test needs a best penalty inside the path"
     expected = Ridge(alpha=best * x.shape[1]).fit(standardised(x, x), y).predict(standardised(x, x))
-    found = fit_head("ridge", x, y, groups=groups, seed=7).predict(x)
+    found = fit_head("ridge", x, y, groups=groups, seed=7, params={"choose": "groups"}).predict(x)
     np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-6, atol=1e-6)
-    by_row = fit_head("ridge", x, y, seed=7).predict(x)
+    by_row = fit_head("ridge", x, y, seed=7, params={"choose": "groups"}).predict(x)
     assert not np.allclose(by_row, found), "the groups must matter here"
+
+
+def test_ridge_takes_the_penalty_of_the_best_evidence():
+    x, y, _ = make_table(rows=40, columns=8, shift=1.0)
+    a, z = standardised(x, x), (y - y.mean(0)) / y.std(0)
+    kernel = (a - a.mean(0)) @ (a - a.mean(0)).T / 8
+
+    def cost(alpha):
+        def minus(log_scale):
+            cov = np.exp(log_scale) * (kernel + alpha * np.eye(40))
+            return -multivariate_normal(np.zeros(40), cov).logpdf(z.T).sum()
+
+        return minimize_scalar(minus, bounds=(-9, 9), method="bounded").fun
+
+    best = ALPHAS[int(np.argmin([cost(alpha) for alpha in ALPHAS]))]
+    assert 0 < ALPHAS.index(best) < len(ALPHAS) - 1, "the test needs a best penalty inside the path"
+    expected = Ridge(alpha=best * 8).fit(a, y).predict(a)
+    np.testing.assert_allclose(fit_head("ridge", x, y).predict(x), np.maximum(expected, 0), rtol=1e-6, atol=1e-6)
 
 
 def test_given_penalty_is_used():
@@ -179,6 +199,7 @@ def test_pooling_is_the_mean_over_cells_and_halves():
         ("forest", {}, None, "forest"),
         ("ridge", {"gamma": 1}, None, "gamma"),
         ("svr", {"targets": "cube"}, None, "cube"),
+        ("ridge", {"choose": "luck"}, None, "luck"),
         ("ridge", {}, "features", "row 3"),
         ("ridge", {}, "targets", "row 3"),
         ("ridge", {}, "short", "5 rows"),

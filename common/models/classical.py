@@ -23,8 +23,9 @@ CLASSICAL_VERSION = 1
 WEIGHTS = (0.1, 0.1, 0.1, 0.2, 0.5)
 # Standardised features beyond this are cut: a photo of an unseen kind must not be extrapolated without bound.
 CLIP = 4.0
-ALPHAS = tuple(float(a) for a in np.geomspace(0.01, 30, 12))
+ALPHAS = tuple(float(a) for a in np.geomspace(0.01, 30, 25))
 PROBES = 8
+CHOICES = ("evidence", "groups")
 
 FORWARD = {"none": lambda y: y, "sqrt": lambda y: np.sqrt(np.maximum(y, 0)), "log1p": lambda y: np.log1p(y.clip(0))}
 # Predictions in log grams are cut at 400 g, over twice the largest mass, before they are inverted.
@@ -78,18 +79,42 @@ def ridge_path(a: np.ndarray, y: np.ndarray, b: np.ndarray, alphas) -> np.ndarra
     return np.stack([left @ (right / (values + alpha * a.shape[1])[:, None]) + mean for alpha in alphas])
 
 
-def fit_ridge(x, y, groups, seed, params) -> Callable:
-    """Ridge regression; the penalty with the best grouped cross-validated weighted error in grams, or as given."""
-    forward, inverse = FORWARD[params["targets"]], INVERSE[params["targets"]]
-    alphas = (params["alpha"],) if params["alpha"] else ALPHAS
-    errors = np.zeros(len(alphas))
-    for fit, held in grouped_parts(groups, seed) if len(alphas) > 1 else []:
+def evidence(a: np.ndarray, y: np.ndarray, alphas) -> np.ndarray:
+    """Log marginal likelihood (alphas,) of standardised targets under y ~ N(0, s (a a' / columns + alpha)), all
+    targets with one s, which is profiled out: ridge regression as a Gaussian process (MacKay 1992)."""
+    a, scale = a - a.mean(0), y.std(0)
+    z = (y - y.mean(0)) / np.where(scale > 1e-9, scale, 1)
+    values, vectors = np.linalg.eigh(a @ a.T / a.shape[1])
+    energy = ((vectors.T @ z) ** 2).sum(1)
+    found = []
+    for alpha in alphas:
+        variance = np.maximum(values, 0) + alpha
+        size = max((energy / variance).sum() / z.size, 1e-12)
+        found.append(-0.5 * (z.size * np.log(size) + z.shape[1] * np.log(variance).sum()))
+    return np.array(found)
+
+
+def grouped_score(x, y, groups, seed, params, alphas) -> np.ndarray:
+    """Minus the weighted squared error in grams (alphas,) of a grouped cross-validation; zeros with a single group."""
+    forward, inverse, errors = FORWARD[params["targets"]], INVERSE[params["targets"]], np.zeros(len(alphas))
+    for fit, held in grouped_parts(groups, seed):
         scaler = fit_scaler(x[fit], params["components"], seed)
         for k, z in enumerate(ridge_path(scaler(x[fit]), forward(y[fit]), scaler(x[held]), alphas)):
             errors[k] += ((np.maximum(inverse(z), 0) - y[held]) ** 2 @ target_weights(y)).sum()
-    alpha = alphas[int(errors.argmin())] if errors.any() else alphas[len(alphas) // 2]
-    scaler = fit_scaler(x, params["components"], seed)
-    scaled, z = scaler(x), forward(y)
+    return -errors
+
+
+def fit_ridge(x, y, groups, seed, params) -> Callable:
+    """Ridge regression; the penalty as given, or the one of the best evidence or grouped cross-validated score.
+
+    Evidence is the default: on 91 photos in 23 groups the grouped choice jumped between .04 and 1.6 and cost .06.
+    """
+    scaler, inverse, alpha = fit_scaler(x, params["components"], seed), INVERSE[params["targets"]], params["alpha"]
+    scaled, z = scaler(x), FORWARD[params["targets"]](y)
+    if not alpha:
+        by_groups = params["choose"] == "groups"
+        scores = grouped_score(x, y, groups, seed, params, ALPHAS) if by_groups else evidence(scaled, z, ALPHAS)
+        alpha = ALPHAS[int(scores.argmax())]
     return lambda rows: inverse(ridge_path(scaled, z, scaler(rows), (alpha,))[0])
 
 
@@ -151,7 +176,7 @@ def fit_extratrees(x, y, groups, seed, params) -> Callable:
 HEADS = {"ridge": fit_ridge, "svr": fit_svr, "gp": fit_gp, "extratrees": fit_extratrees}
 COMMON = {"targets": "none", "components": 0}
 DEFAULTS = {
-    "ridge": {**COMMON, "alpha": 0.0},
+    "ridge": {**COMMON, "alpha": 0.0, "choose": "evidence"},
     "svr": {**COMMON, "c": 10.0, "gamma": 0.1, "epsilon": 0.1},
     "gp": {**COMMON, "rbf": True},
     "extratrees": {**COMMON, "trees": 300, "leaf": 3, "share": 0.3},
@@ -206,9 +231,9 @@ class ClassicalHead:
 def fit_head(kind: str, x, y, *, groups=None, seed: int = 0, params: dict | None = None) -> ClassicalHead:
     """Fit a head of HEADS on features x (n, D) and masses y (n, K) in grams.
 
-    groups (n,): any labels; settings are chosen by cross-validation that keeps a group together (default: each row
-    by itself). params overrides DEFAULTS[kind]; "targets" is none, sqrt or log1p; "components" > 0 reduces the
-    features to that many principal components. Equal rows, groups and seed give equal heads.
+    groups (n,): any labels that a choice by cross-validation keeps together (default: each row by itself).
+    params overrides DEFAULTS[kind]; "targets" is none, sqrt or log1p; "components" > 0 reduces the features to that
+    many principal components. Equal rows, groups and seed give equal heads.
     InputError: unknown kind or setting, values that are not finite, fewer than 5 rows.
     """
     if kind not in HEADS:
@@ -219,6 +244,8 @@ def fit_head(kind: str, x, y, *, groups=None, seed: int = 0, params: dict | None
     settings = {**DEFAULTS[kind], **(params or {})}
     if settings["targets"] not in FORWARD:
         raise InputError(f"--head {kind}: targets {settings['targets']}; choose one of {', '.join(FORWARD)}")
+    if settings.get("choose") not in (None, *CHOICES):
+        raise InputError(f"--head {kind}: choose {settings['choose']}; it is one of {', '.join(CHOICES)}")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 5:
         raise InputError(f"--head {kind}: needs at least 5 rows of features and targets, given {x.shape} and {y.shape}")

@@ -273,7 +273,12 @@ def test_everything_foreign_is_escaped(tmp_path, monkeypatch):
     rows["id"] = [f"{EVIL}{i}" for i in range(len(rows))]
     rows["group"] = [EVIL + group for group in rows["group"]]
     rows["state"] = [EVIL + state for state in rows["state"]]
-    member = {"name": EVIL, "oof": noisy(rows, 6, 1), "logs": {EVIL: make_log(0.7)}, "grid": (2, 2)}
+    member = {
+        "name": EVIL,
+        "oof": noisy(rows, 6, 1),
+        "logs": {EVIL: [line | {f"{EVIL}loss": 1.0} for line in make_log(0.7)]},
+        "grid": (2, 2),
+    }
 
     def unreadable(path):
         raise InputError(f"{path}: {EVIL}")
@@ -350,6 +355,16 @@ def test_no_nan_is_printed(tmp_path):
     target = rows.loc[keep, list(OUTPUTS)].to_numpy()
     known = np.isfinite(target[:, 2])
     assert value(lines[2]["R²"]) == pytest.approx(r2_score(target[known, 2], pred[known, 2]), abs=6e-5)
+
+
+def test_a_target_that_nobody_knows(tmp_path):
+    rows = make_rows()
+    used = {name: noisy(rows, 3, i) for i, name in enumerate(("final", "honest", "before_physics"))}
+    members = [{"name": "a", "oof": used["final"]}]
+    rows["GDM_g"] = np.nan
+    page, _ = full_report(tmp_path / "r.html", rows, members=members, blend=None, **used)
+    assert page.table("Target", holding="R² fitted")[3]["RMSE honest, g"] == report.DASH
+    assert "GDM no known values" in page.text and not re.search(r"\b(nan|NaN|None|inf)\b", page.text)
 
 
 def test_photos_are_the_costliest_and_the_best_of_the_heavier_half(undrawn, tmp_path):

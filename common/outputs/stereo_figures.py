@@ -80,7 +80,7 @@ def predicted_panels(target, pred, outputs, weights, kinds) -> str:
         axis = plain_axes(drawing.add_subplot(), x="true, g", y="predicted, g", size=HERO_TEXT if hero else SMALL_TEXT)
         known = np.isfinite(target[:, i]) & np.isfinite(pred[:, i])
         x, y = target[known, i], pred[known, i]
-        low, high = min(0.0, *y, *x), 1.04 * max(1e-6, *x, *y)
+        low, high = min([0.0, *y, *x]), 1.04 * max([1e-6, *x, *y])
         axis.plot([low, high], [low, high], color=colour("muted"), linewidth=0.9)
         marks(axis, x, y, None if kinds is None else kinds[known], 15 if hero else 11, target.size)
         margin = 0.03 * (high - low)
@@ -111,7 +111,9 @@ def residual_panels(target, pred, outputs, weights, kinds) -> str:
             part.axhline(0, color=colour("muted"), linewidth=0.9)
         axis.locator_params(nbins=6 if hero else 4)
         svg = inline_svg(drawing, f"residual-{i}", f"Residuals of {short_name(outputs[i])}")
-        text = f"mean {number(error.mean(), 1, signed=True)} g, spread {number(error.std(), 1)} g"
+        text = "no known values"
+        if len(error):
+            text = f"mean {number(error.mean(), 1, signed=True)} g, spread {number(error.std(), 1)} g"
         blocks.append(figure(svg, title=short_name(outputs[i]), caption=text, hero=hero))
     return panels(blocks)
 
@@ -135,7 +137,7 @@ def learning_panels(logs: dict, name: str) -> str:
     """Score and losses over the epochs, a line per fold. logs: fold -> lines of log.jsonl; name: prefix of ids."""
     wanted = [("score", "Score", False), *((key, key.replace("_", " ").capitalize(), True) for key in loss_keys(logs))]
     blocks = []
-    for key, title, log in wanted:
+    for index, (key, title, log) in enumerate(wanted):
         drawing = new_figure(HERO[0], 240)
         axis = plain_axes(drawing.add_subplot(), x="epoch", size=HERO_TEXT)
         if not draw_curves(axis, logs, key, log=log):
@@ -143,7 +145,7 @@ def learning_panels(logs: dict, name: str) -> str:
         cut = key == "score" and axis.get_ylim()[0] == LOWEST_SCORE
         text = f"axis cut at {number(LOWEST_SCORE, 2)}" if cut else ""
         text = text or ("logarithmic" if axis.get_yscale() == "log" else "")
-        blocks.append(figure(inline_svg(drawing, f"{name}-{key}", title), title=title, caption=text, hero=True))
+        blocks.append(figure(inline_svg(drawing, f"{name}-{index}", title), title=title, caption=text, hero=True))
     return panels(blocks, pairs=True) if blocks else ""
 
 
@@ -165,8 +167,10 @@ def cell_overlay(grids: list[tuple[int, int]]) -> str:
 
 def photo(image, name: str, grids: list[tuple[int, int]]) -> str:
     """Photo (uint8 RGB of both halves) as a JPEG inside the page, its cells drawn over it."""
-    uri = jpeg_uri(image, PHOTO_PX)
-    return f'<div class="photo"><img src="{uri}" alt="Photo {escaped(name)}" loading="lazy">{cell_overlay(grids)}</div>'
+    high, wide = image.shape[:2]
+    # width and height keep the room of the photo while it is decoded
+    picture = f'<img src="{jpeg_uri(image, PHOTO_PX)}" width="{wide}" height="{high}" alt="Photo {escaped(name)}">'
+    return f'<div class="photo">{picture}{cell_overlay(grids)}</div>'
 
 
 def photo_figure(drawing: str, name: str, group: str, note: str, html: str) -> str:

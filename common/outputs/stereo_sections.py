@@ -8,6 +8,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.metrics.regression import target_table
+from common.outputs.predictions import listed
 from common.outputs.report import column, details, findings_list, frame_table, heading, ladder, number, paragraph, table
 from common.outputs.stereo_figures import (
     change_panels,
@@ -78,7 +79,7 @@ def learning_section(facts: dict) -> list[str]:
         some = f"{len(without)} of {len(facts['members'])} members" if blocks else "No member"
         verb = "have" if not blocks or len(without) > 1 else "has"
         text = f"{some} came with a training log." if not blocks else f"{some} {verb} no training log: "
-        blocks.append(paragraph(text + (", ".join(without) + "." if len(blocks) else ""), kind="why alone"))
+        blocks.append(paragraph(text + (listed(without) + "." if len(blocks) else ""), kind="why alone"))
     return blocks
 
 

@@ -4,10 +4,9 @@ from common.outputs.figures import PALETTE
 
 RULES = """
 *, *::before, *::after { box-sizing: border-box; }
-html { color-scheme: light dark; -webkit-text-size-adjust: 100%; scroll-behavior: smooth; scroll-padding-top: 3.4rem; }
+html { color-scheme: light dark; -webkit-text-size-adjust: 100%; scroll-padding-top: 3.4rem; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1rem/1.6 Charter, "Bitstream Charter", "Iowan Old Style", Cambria, Georgia, serif; }
-@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 a { color: inherit; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
 nav, table, .caption, .why, figcaption, details, .bars, .label, .headline, .legend, footer, svg, .notice b, .identity {
@@ -37,7 +36,8 @@ section + section { border-top: 1px solid var(--rule); margin-top: 1.2rem; }
 .headline p { margin: 0; font: 1.06rem/1.55 Charter, "Bitstream Charter", "Iowan Old Style", Cambria, Georgia, serif; }
 /* the second ground is a shade at the right edge; the first, which scrolls along, covers it at the table's end */
 .scroll { overflow-x: auto; max-width: 100%; margin: .4rem 0 1.3rem;
-  background: linear-gradient(to left, var(--paper) 1.2rem, transparent) right / 2.4rem 100% no-repeat local,
+  background: linear-gradient(to left, var(--paper) 1.2rem, transparent) right -1px top -2px / 2.5rem calc(100% + 4px)
+    no-repeat local,
     linear-gradient(to left, color-mix(in srgb, var(--ink) 14%, transparent), transparent) right / .8rem 100%
     no-repeat scroll; }
 .scroll:focus-visible { outline-offset: 0; }
@@ -47,9 +47,10 @@ p.caption { color: var(--muted); font-size: .875rem; line-height: 1.45; margin: 
 th, td { padding: .36rem .8rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 thead th { font-weight: 500; color: var(--muted); vertical-align: bottom; border-bottom: 1px solid var(--muted); }
-tbody th { font-weight: 400; } tbody tr.strong > * { font-weight: 650; }
+tbody th { font-weight: 400; } .scroll :is(thead, tbody) th:first-child { position: sticky; left: 0;
+  background: var(--paper); } tbody tr.strong > * { font-weight: 650; }
 tbody tr:last-child > * { border-bottom: 0; }
-.n { text-align: right; } td.text { white-space: normal; min-width: 9rem; max-width: 34rem; overflow-wrap: anywhere; }
+.n { text-align: right; } td.text { white-space: normal; max-width: 34rem; overflow-wrap: anywhere; }
 .none { color: var(--muted); }
 .why { font-size: .82rem; line-height: 1.5; color: var(--muted); margin: -.8rem 0 1.3rem; }
 .why.alone { margin-top: 0; }
@@ -110,7 +111,7 @@ table.settings { font-size: .82rem;
 footer { border-top: 1px solid var(--rule); margin-top: 2.6rem; padding-top: 1rem; font-size: .82rem;
   color: var(--muted);  overflow-wrap: anywhere; }
 @media (max-width: 33.99rem) {
-  tbody th span { display: inline-block; width: max-content; max-width: 10.5rem; white-space: normal;
+  tbody th span { display: inline-block; width: max-content; max-width: 8.6rem; white-space: normal;
     overflow-wrap: anywhere; }
   .panels figure:not(.hero) text { font-size: 8.2px !important; } .panels .hero text { font-size: 12px !important; }
 }

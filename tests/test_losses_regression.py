@@ -55,7 +55,7 @@ def test_pointwise_losses_are_plain_weighted_means(kind, missing):
     weight = HEAVY * valid
     expected = (weight * ELEMENT[kind]((value - target) / SCALE)).sum() / weight.sum()
     out = make(kind, target_weights="total-heavy")(tensors(value=value), batch_of(target, valid))
-    assert float(out["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert float(out["main"]) == pytest.approx(expected, rel=1e-5) and not out["main"].requires_grad
 
 
@@ -64,7 +64,7 @@ def test_r2_loss_is_the_metric_of_the_batch():
     weight = (HEAVY * valid)[valid]
     expected = r2_score(target[valid], value[valid], sample_weight=weight)
     out = make("r2", target_weights="total-heavy")(tensors(value=value), batch_of(target, valid))
-    assert 1 - float(out["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert 1 - out["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_r2_loss_of_a_batch_without_spread_is_finite():
@@ -82,11 +82,11 @@ def test_log_targets_are_compared_in_log_space_and_r2_in_grams():
     head, scale = target.copy(), SCALE.copy()
     head[:, column], scale[column] = np.log1p(target[:, column]), np.log1p(SCALE[column])
     out = make("mse", log_targets=names)(tensors(value=value), batch_of(target, valid))
-    assert float(out["loss"]) == pytest.approx((((value - head) / scale) ** 2).mean(), rel=1e-5)
+    assert out["loss"].item() == pytest.approx((((value - head) / scale) ** 2).mean(), rel=1e-5)
     grams = value.copy()
     grams[:, column] = np.expm1(value[:, column])
     out = make("r2", log_targets=names)(tensors(value=value), batch_of(target, valid))
-    assert 1 - float(out["loss"]) == pytest.approx(r2_score(target.ravel(), grams.ravel()), rel=1e-5)
+    assert 1 - out["loss"].item() == pytest.approx(r2_score(target.ravel(), grams.ravel()), rel=1e-5)
 
 
 def test_two_part_learns_presence_from_all_and_amount_from_the_present():
@@ -103,7 +103,7 @@ def test_two_part_learns_presence_from_all_and_amount_from_the_present():
     out = make(**settings)(tensors(value=value, nonzero=logits), batch_of(target, valid))
     assert float(out["main"]) == pytest.approx(main, rel=1e-5)
     assert float(out["nonzero"]) == pytest.approx(cross, rel=1e-5)
-    assert float(out["loss"]) == pytest.approx(main + cross, rel=1e-5)
+    assert out["loss"].item() == pytest.approx(main + cross, rel=1e-5)
     grams = value.copy()
     grams[:, columns] *= prob
     out = make("r2", **settings)(tensors(value=value, nonzero=logits), batch_of(target, valid))
@@ -118,7 +118,7 @@ def test_gaussian_likelihood():
     density = -np.log(np.exp(-((value - target) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance))
     expected = (density - np.log(SCALE) - 0.5 * math.log(2 * math.pi))[valid].mean()
     assert float(out["nll"]) == pytest.approx(expected, rel=1e-4)
-    assert float(out["loss"]) == pytest.approx(float(out["main"] + out["nll"]), rel=1e-5)
+    assert out["loss"].item() == pytest.approx(float(out["main"] + out["nll"]), rel=1e-5)
 
 
 def test_constraint_is_zero_on_the_identities_and_counts_grams_off_them():
@@ -131,7 +131,7 @@ def test_constraint_is_zero_on_the_identities_and_counts_grams_off_them():
     out = loss(tensors(value=wrong), batch_of(value, valid))
     expected = ((6.6 / 33) ** 2 + (6.6 / 45) ** 2) / 2
     assert float(out["constraint"]) == pytest.approx(expected, rel=1e-4)
-    assert float(out["loss"]) == pytest.approx(float(out["main"]) + 0.5 * expected, rel=1e-4)
+    assert out["loss"].item() == pytest.approx(float(out["main"]) + 0.5 * expected, rel=1e-4)
     logged = wrong.copy()
     logged[:, 4] = np.log1p(wrong[:, 4])
     out = make(constraint_weight=0.5, log_targets=["Dry_Total_g"])(tensors(value=logged), batch_of(value, valid))
@@ -152,7 +152,7 @@ def test_auxiliary_cross_entropy_takes_soft_labels_and_skips_unknown_rows():
         rows = labels[name].sum(1) > 0
         terms[name] = -(labels[name] * log_prob).sum(1)[rows].mean()
         assert float(out[f"aux_{name}"]) == pytest.approx(terms[name], rel=1e-5)
-    assert float(out["loss"]) == pytest.approx(float(out["main"]) + 3 * terms["state"] + 5 * terms["month"], rel=1e-5)
+    assert out["loss"].item() == pytest.approx(float(out["main"]) + 3 * terms["state"] + 5 * terms["month"], rel=1e-5)
 
 
 def test_distillation_trains_the_teacher_first_then_guides():
@@ -176,6 +176,17 @@ def test_distillation_trains_the_teacher_first_then_guides():
     assert second["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert out["value"].grad.abs().max() > 0
     assert torch.equal(out["teacher"].grad, teacher_grad), "the teacher does not learn from its pupil"
+
+
+def test_heads_without_a_term_still_get_a_gradient():
+    value, target, valid = numbers(3)
+    out = {key: leaf.requires_grad_() for key, leaf in tensors(value=value, teacher=value, log_var=value).items()}
+    out["aux"] = {"state": torch.randn(3, 4, requires_grad=True)}
+    result = make()(out, batch_of(target, valid))
+    assert result["loss"].item() == result["main"].item()
+    result["loss"].backward()
+    for leaf in (out["teacher"], out["log_var"], out["aux"]["state"]):
+        assert float(leaf.grad.abs().max()) == 0
 
 
 FULL = {"uncertainty": True, "two_part": ["Dry_Dead_g"], "constraint_weight": 0.1, "log_targets": ["Dry_Clover_g"]}
@@ -235,7 +246,7 @@ def test_no_valid_entry_at_all_gives_zero_with_gradient(kind):
     batch["target"][:] = torch.nan
     leaves = {key: v.clone().requires_grad_(True) for key, v in raw.items()}
     out = make(kind, **(FULL | {"constraint_weight": 0.0, "aux_weights": {}}))(as_outputs(leaves), batch)
-    assert float(out["loss"]) == 0
+    assert out["loss"].item() == 0
     out["loss"].backward()
     assert float(leaves["value"].grad.abs().max()) == 0
 

@@ -182,6 +182,8 @@ def test_heads_start_at_the_typical_mass_and_are_never_negative():
     pred = model.to_grams(model(photo(4)))["pred"]
     assert torch.allclose(pred.mean(0), torch.tensor(SCALE), rtol=0.3)
     assert (model.to_grams(wake(model)(photo(8)))["pred"] >= 0).all()
+    spread = torch.exp(0.5 * make(uncertainty=True)(photo(4))["log_var"]).mean(0)
+    assert torch.allclose(spread, 0.5 * torch.tensor(SCALE), rtol=0.3), "and the deviation at half of it"
     out = {"value": torch.rand(2, 5)}
     assert torch.equal(make().to_grams(out)["pred"], out["value"]), "without log targets the value is in grams"
 
@@ -254,7 +256,7 @@ def test_frozen_backbone_rests():
     model.freeze_backbone(True)
     before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
     model.train()
-    assert model.training and model.fusion.training and not model.backbone.net.training
+    assert model.training and model.fusion.training and not model.backbone.net.training and not model.backbone.training
     features = model.embed(photo())
     assert not features.requires_grad
     model.heads(features)["value"].sum().backward()
@@ -312,6 +314,11 @@ def test_layer_decay_and_partial_unfreezing():
     assert not net.blocks[3].training and net.blocks[4].training and net.norm.weight.requires_grad
     model(photo())["value"].sum().backward()
     assert net.blocks[3].mlp.fc1.weight.grad is None and net.blocks[4].mlp.fc1.weight.grad is not None
+    model.freeze_backbone(True)
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    model.freeze_backbone(False)
+    covered(model, groups)
+    assert not net.blocks[3].training and net.blocks[4].training, "a stage that thaws leaves the lower blocks alone"
     covered(model, model.param_groups(**rates))
 
 

@@ -174,7 +174,7 @@ class RegressionLoss:
                 terms = self.distilled(terms, entries, outputs["teacher"].float(), int(batch["epoch"]))
             for name, weight in self.aux_weights.items():
                 terms[f"aux_{name}"] = (weight, soft_cross_entropy(outputs["aux"][name], batch["aux"][name]))
-            loss = sum(weight * term for weight, term in terms.values())
+            loss = sum(weight * term for weight, term in terms.values()) + untouched(outputs)
         return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
 
     def entries(self, outputs: dict, batch: dict) -> Entries:
@@ -211,7 +211,6 @@ class RegressionLoss:
         return global_mean(squared, torch.ones_like(squared))
 
     def distilled(self, terms: dict, entries: Entries, teacher: torch.Tensor, epoch: int) -> dict:
-        # weight 0 instead of leaving a term out: a DDP process must see a gradient for every parameter
         learning = 0.0 if epoch < self.distill_warmup else 1.0
         terms = {name: (weight * learning, term) for name, (weight, term) in terms.items()}
         as_teacher = entries._replace(value=teacher, grams=teacher)
@@ -219,6 +218,12 @@ class RegressionLoss:
         towards = entries._replace(head_target=teacher.detach())
         terms["guidance"] = (self.distill_weight * learning, LOSSES["mse"](towards))
         return terms
+
+
+def untouched(outputs: dict) -> torch.Tensor:
+    """Zero with a gradient of zero for every output: DDP must see one for heads that no term looks at, too."""
+    flat = [t for value in outputs.values() for t in (value.values() if isinstance(value, dict) else [value])]
+    return 0.0 * sum(t.float().sum() for t in flat)
 
 
 def gaussian_nll(entries: Entries, log_var: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         self.name, self.cell_size, self.pool, self.blocks = name, cell_size, pool, sorted(int(b) for b in blocks)
         self.net = create_net(name, cell_size=cell_size, drop_path=drop_path)
         self.frozen = False
+        self.resting: frozenset[str] = frozenset()  # names of parameters that stay as they are when thawed
         self.class_token = isinstance(getattr(self.net, "cls_token", None), nn.Parameter)
         self._check_patches()
         if pool == "cls+mean" and not self.class_token:
@@ -116,10 +117,17 @@ class Backbone(nn.Module):
     def freeze(self, frozen: bool = True):
         """All parameters without gradient and the module in eval mode, whatever train() says; or the reverse.
 
-        The caller sets the mode afterwards with train(), as a frozen module does not know its parent's.
+        Thawing leaves alone what `rest` named. The caller sets the mode afterwards with train(), as a frozen module
+        does not know its parent's.
         """
         self.frozen = frozen
-        self.requires_grad_(not frozen)
+        for key, parameter in self.net.named_parameters():
+            parameter.requires_grad_(not frozen and key not in self.resting)
+
+    def rest(self, keys):
+        """Take the gradient from the parameters named, now and after every thawing; the others get it back."""
+        self.resting = frozenset(keys)
+        self.freeze(self.frozen)
 
     def layers(self) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
         """Named groups of parameters from the stem to the last block (the final norm goes with the last block)."""

@@ -44,7 +44,8 @@ def interval(value, log_var, nonzero, log_mask, two_part, coverage: float = COVE
     deviation, bounds = torch.exp(0.5 * log_var), []
     for level in ((1 - coverage) / 2, (1 + coverage) / 2):
         inner = (level - (1 - prob)) / prob.clamp_min(1e-6)
-        quantile = value + deviation * torch.special.ndtri(inner.clamp(1e-6, 1 - 1e-6))
+        normal = math.sqrt(2) * torch.erfinv(2 * inner.clamp(1e-6, 1 - 1e-6) - 1)
+        quantile = value + deviation * normal
         bounds.append(torch.where(inner > 0, invert(quantile, log_mask).clamp_min(0), torch.zeros_like(value)))
     return bounds
 

@@ -90,7 +90,7 @@ class StereoRegressor(nn.Module):
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """Image (B,2,3,R*S,C*S) -> features (B,2,N,D), N = R*C cells row by row, in one backbone call.
 
-        A frozen backbone runs without gradient. Raises InputError if the image is not R*S x C*S.
+        Behind a frozen backbone they carry no gradient. Raises InputError if the image is not R*S x C*S.
         """
         rows, cols = self.grid
         if image.ndim != 5 or tuple(image.shape[-2:]) != (rows * self.cell_size, cols * self.cell_size):
@@ -98,8 +98,7 @@ class StereoRegressor(nn.Module):
                 f"image of shape {tuple(image.shape)}: grid {rows} x {cols} with cells of {self.cell_size} px needs "
                 f"(B,2,3,{rows * self.cell_size},{cols * self.cell_size})"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
-            features = self.backbone(cut_cells(image, self.grid))
+        features = self.backbone(cut_cells(image, self.grid))
         return features.reshape(image.shape[0], 2, rows * cols, -1)
 
     def heads(self, features: torch.Tensor) -> dict:
@@ -166,9 +165,7 @@ class StereoRegressor(nn.Module):
             return groups
         layers = self.backbone.layers()
         first = max(0, len(layers) - unfreeze_blocks) if unfreeze_blocks else 0
-        for i, (_, members) in enumerate(layers):
-            for _, parameter in members:
-                parameter.requires_grad_(i >= first)
+        self.backbone.rest(key for _, members in layers[:first] for key, _ in members)
         self.backbone.train(self.training)
         layers = [(name, members, layer_decay ** (len(layers) - 1 - i)) for i, (name, members) in enumerate(layers)]
         layers = layers[first:]

@@ -19,7 +19,7 @@ SPLITS = 5
 
 
 def trees(seed):
-    return ExtraTreesClassifier(200, min_samples_leaf=2, class_weight="balanced", random_state=seed, n_jobs=1)
+    return ExtraTreesClassifier(100, min_samples_leaf=2, class_weight="balanced", random_state=seed, n_jobs=1)
 
 
 def logistic(seed):
@@ -36,8 +36,8 @@ def adversarial_auc(statistics, label, names, *, seed=0, groups=None, classifier
 
     statistics: (n, D) finite numbers; label: (n,) bool; names: D names; groups: (n,) labels kept whole in the
     cross-validation, so that recognising a group does not count (None: rows are split singly).
-    Gives {"auc": mean of the parts' AUCs, "sd": their standard deviation, "features": [(name, importance), ...] the `top`
-    most telling first, adding up to at most 1, "reason": None}; where there are too few rows or groups, auc and sd are
+    Gives {"auc": mean of the parts' AUCs, "sd": their standard deviation, "features": [(name, importance), ...], the
+    `top` most telling, adding up to at most 1, "reason": None}; where there are too few rows or groups, auc and sd are
     None, features empty and reason says why. InputError: shapes that do not fit, numbers that are not finite.
     """
     statistics, label = np.asarray(statistics, np.float64), np.asarray(label, bool)
@@ -60,7 +60,7 @@ def fold_adversarial(statistics, fold, names, *, seed=0, groups=None, classifier
     """`adversarial_auc` of every fold against the other folds: [{"fold": k, "auc": ..., ...}]; fold -1 takes no part.
 
     Grouped folds differ by the looks of their groups, so give `groups`: then whole groups are held out and the AUC says
-    whether the fold differs beyond them.
+    whether the fold differs beyond them (below .5 is no information either, it happens where there are few groups).
     """
     statistics, fold = np.asarray(statistics, np.float64), np.asarray(fold)
     used = fold >= 0

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 SIZE_WEIGHT = 25.0
-HOT, COLD = 0.3, 3e-4  # first and last temperature, in units of the mean imbalance of a fold at the start
+HOT, COLD = 0.03, 0.002  # first and last temperature, in units of the mean imbalance of a fold at the start
 
 
 def balance_matrix(rows: pd.DataFrame, *, shares, targets, zeros) -> np.ndarray:
@@ -48,7 +48,7 @@ def fold_costs(matrix: np.ndarray, fold: np.ndarray, folds: int) -> np.ndarray:
     return np.where(counts == 0, np.inf, cost)
 
 
-def balanced_groups(matrix, group, folds: int, *, seed: int, restarts: int = 128, steps: int = 80_000) -> np.ndarray:
+def balanced_groups(matrix, group, folds: int, *, seed: int, restarts: int = 240, steps: int = 40_000) -> np.ndarray:
     """Fold (n,) int of every row such that groups stay whole, no fold is empty and the imbalance is as small as found.
 
     matrix: (n, p) float64 of `balance_matrix`; group: (n,) labels, at least `folds` different ones (else ValueError).

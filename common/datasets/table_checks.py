@@ -8,7 +8,7 @@ import numpy as np
 LISTED = 5
 
 
-def check_table(rows, *, outputs, sums=None, zero_where=(), ranges=None, tolerance=0.05, fence=3.0) -> list[dict]:
+def check_table(rows, *, outputs, sums=None, zero_where=(), ranges=None, tolerance=0.05, fence=2.0) -> list[dict]:
     """All findings of a table of rows (column `id` and those named here), in the order of the checks below.
 
     sums: {whole: (parts, ...)} that must add up within `tolerance` (units of the outputs); zero_where: (column, value,
@@ -56,8 +56,8 @@ def out_of_range(rows, column, lowest, highest):
     return _list(rows, wrong, f"{column} is not between {low:g} and {high:g}", rows[column])
 
 
-def unusual(rows, name, fence=3.0):
-    """Rows whose square root of `name` lies more than `fence` quartile distances outside the quartiles (Tukey's fences).
+def unusual(rows, name, fence=2.0):
+    """Rows whose square root of `name` lies more than `fence` quartile distances outside the quartiles (Tukey).
 
     The root takes the skew out of masses and counts; zeros are kept out of the quartiles, since they are a state of
     their own, and are never unusual. Fewer than 8 numbers, or no spread: no finding.

@@ -1,0 +1,79 @@
+"""The order of rows: a pure function of (seed, epoch), the same for one process and for many."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, index) keys. Rank r of W takes every W-th row of each global batch, so that W processes see
+    the rows that one would see. A rank left without a row gets the batch's first as padding, marked by ~index."""
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool = True, rank: int = 0, world: int = 1):
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world, self.epoch = rank, world, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self):
+        order = epoch_order(self.count, self.seed, self.epoch) if self.shuffle else np.arange(self.count)
+        for start in range(0, self.count, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            mine = rows[self.rank :: self.world]
+            keys = [(self.epoch, int(row)) for row in mine]
+            yield keys or [(self.epoch, ~int(rows[0]))]
+
+
+class PaddedDataset(Dataset):
+    """A dataset whose key (epoch, ~index) gives the row with nothing valid in it: it has no weight in any loss."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        if index >= 0:
+            return self.dataset[(epoch, index)]
+        sample = dict(self.dataset[(epoch, ~index)])
+        sample["valid"] = torch.zeros_like(sample["valid"])
+        return sample
+
+
+class WholeBatches:
+    """Batches from a dataset that makes them itself (`get_batch(epoch, indices)`), without loader or workers."""
+
+    def __init__(self, dataset, batch_sampler: EpochBatches):
+        self.dataset, self.batch_sampler = dataset, batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        for keys in self.batch_sampler:
+            batch = self.dataset.get_batch(keys[0][0], [index if index >= 0 else ~index for _, index in keys])
+            if keys[0][1] < 0:
+                batch["valid"] = torch.zeros_like(batch["valid"])
+            yield batch
+
+
+def make_loader(dataset, batches: EpochBatches, *, workers: int, collate=None, init_worker=None, pin: bool = False):
+    """The loader of a dataset: whole batches where the dataset can make them, else a DataLoader over (epoch, index)."""
+    if hasattr(dataset, "get_batch"):
+        return WholeBatches(dataset, batches)
+    return DataLoader(
+        PaddedDataset(dataset),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=init_worker,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+    )

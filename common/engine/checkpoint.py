@@ -1,0 +1,117 @@
+"""Checkpoints that describe themselves: plain types and tensors, written atomically, loaded safely.
+
+A frozen backbone is the same in every fold, so it is stored once beside the folds of its run and named by its hash;
+such a checkpoint holds the rest and says where the backbone lies.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import InputError
+from common.files import atomic_write
+
+FORMAT = 1
+WEIGHTS = ("ema", "last", "best")  # --use: the last epoch's average, the last epoch's own, the best epoch's
+
+
+def plain(value):
+    """The value in plain types and tensors. TypeError for anything a weights_only load would refuse."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        return value.detach() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key if isinstance(key, (str, int)) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    raise TypeError(f"not a plain type for a checkpoint: {type(value)}")
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write whole or not at all. InputError for a full disk (which torch's zip writer reports as a RuntimeError)."""
+    content = plain({"format": FORMAT, **content})
+    try:
+        atomic_write(path, lambda temporary: torch.save(content, temporary))
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0][:80]}); free disk space") from error
+
+
+def load_checkpoint(path: Path, device="cpu") -> dict:
+    """The content of a checkpoint of ours. InputError for a file that is absent, foreign, broken or malicious."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train the fold first or name another run")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused, it holds more than tensors and plain types; only load our own files"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:80]}); copy it again"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "spec" not in content:
+        raise InputError(f"{path}: not a checkpoint of this format ({FORMAT}); it was not written by this train.py")
+    return content
+
+
+def checkpoint_file(fold_folder: Path, use: str) -> Path:
+    """best.pt for `best`, last.pt otherwise (it holds the average beside the weights)."""
+    return fold_folder / ("best.pt" if use == "best" else "last.pt")
+
+
+def weights_of(content: dict, use: str) -> dict:
+    """The state dict to use: the average where it was kept and asked for."""
+    return content["ema"] if use == "ema" and content.get("ema") else content["state_dict"]
+
+
+def save_external(run_folder: Path, state: dict, digest: str) -> str:
+    """Store a frozen part once per run, named by its hash; returns the file's name."""
+    name = f"backbone-{digest[:16]}.safetensors"
+    target = run_folder / name
+    if not target.exists():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        atomic_write(target, lambda temporary: save_file(tensors, temporary))
+    return name
+
+
+def load_external(checkpoint: Path, name: str) -> dict:
+    """The frozen part of a checkpoint: beside the fold folders, or beside the checkpoint itself."""
+    for folder in (checkpoint.parent.parent, checkpoint.parent):
+        if (folder / name).is_file():
+            return load_file(folder / name)
+    raise InputError(
+        f"{checkpoint}: its frozen backbone {name} is missing; copy it from the run folder beside the folds"
+    )
+
+
+def build(path: Path, tasks: dict, *, use: str = "ema", device="cpu"):
+    """(model, content): the one way any script gets a trained model. Never downloads.
+
+    tasks: name -> task with `build_model(spec)`. The model gets `backbone_key`, the hash of a frozen backbone or None.
+    """
+    path = Path(path)
+    content = load_checkpoint(path)
+    spec = content["spec"]
+    if spec.get("task") not in tasks:
+        raise InputError(f"{path}: made for task {spec.get('task')!r}, which is not known here ({', '.join(tasks)})")
+    model = tasks[spec["task"]].build_model(spec)
+    state = dict(weights_of(content, use))
+    external = content.get("external")
+    if external:
+        frozen = load_external(path, external["file"])
+        state.update({external["prefix"] + key: value for key, value in frozen.items()})
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: weights do not fit the model its spec describes ({detail})") from error
+    model.backbone_key = external["sha256"] if external else None
+    return model.to(device).eval(), content

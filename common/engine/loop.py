@@ -1,0 +1,246 @@
+"""The training loop. It knows batches, a model and a loss; never a task.
+
+Killed anywhere and resumed, it ends with the same bytes of weights: order, augmentation and dropout are functions of
+(seed, epoch, step), everything else is in last.pt.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from tqdm import tqdm
+
+from common.engine import device as device_module
+from common.engine.checkpoint import load_checkpoint, save_checkpoint
+from common.engine.device import Machine, autocast, peak_memory_gb, rng_state, set_rng_state, to_device
+from common.engine.schedule import Stage, set_lr, stage_at
+from common.errors import InputError
+from common.files import atomic_write
+
+
+class Trainer:
+    """One fold's training: a model, its optimizer and average, and the history of epochs.
+
+    validate(model, epoch) -> {"score": float, ...}: called with the averaged model where an average is kept.
+    header: what every checkpoint of the fold carries (spec, fold, args, versions, git, folds_hash, external).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loader,
+        *,
+        loss_fn,
+        groups: list[dict],
+        stages: list[Stage],
+        validate,
+        folder: Path,
+        header: dict,
+        machine: Machine,
+        ema_decay: float = 0.0,
+        grad_clip: float = 0.0,
+        accumulate: int = 1,
+        patience: int = 0,
+        save_every: int = 1,
+        seed: int = 0,
+        on_epoch=None,
+    ):
+        device = machine.device
+        self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
+        self.machine, self.device, self.amp = machine, device, machine.amp
+        self.stages, self.folder, self.header = stages, folder, header
+        self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
+        self.seed, self.on_epoch = seed, on_epoch
+        self.epochs = sum(stage.epochs for stage in stages)
+        groups = [{**group, "lr0": group["lr"]} for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
+        self.ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
+        self.net, self.stage_number = model, None
+        self.history: list[dict] = []
+        self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The model that is validated and handed on: the average where one is kept."""
+        return self.ema.module if self.ema else self.model
+
+    def run(self) -> list[dict]:
+        """Train from next_epoch to the end or to early stopping; returns the history, a dict an epoch."""
+        while self.next_epoch < self.epochs and not self.stopped_early():
+            epoch = self.next_epoch
+            self.enter_stage(epoch)
+            record = self.train_epoch(epoch)
+            record |= self.validate(self.evaluated, epoch)
+            self.finish_epoch(epoch, record)
+        return self.history
+
+    def stopped_early(self) -> bool:
+        return bool(self.patience) and self.since_best >= self.patience
+
+    def enter_stage(self, epoch: int) -> None:
+        """Freeze and unfreeze the parts as the epoch's stage says."""
+        number, stage, _ = stage_at(self.stages, epoch)
+        if number == self.stage_number:
+            return
+        self.stage_number = number
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(stage.scale.get(group["part"], 1.0) > 0)
+        if hasattr(self.model, "freeze_backbone"):
+            self.model.freeze_backbone(stage.scale.get("backbone", 1.0) == 0)
+        # DDP registers the parameters that want a gradient when it is made
+        self.net = device_module.wrap_ddp(self.model, self.device) if self.machine.world > 1 else self.model
+
+    def train_epoch(self, epoch: int) -> dict:
+        self.model.train()
+        self.loader.batch_sampler.epoch = epoch
+        steps, sums, rows, waited = len(self.loader), {}, 0, 0.0
+        started = asked = time.perf_counter()
+        bar = tqdm(
+            self.loader,
+            desc=f"epoch {epoch + 1}/{self.epochs}",
+            leave=False,
+            disable=None if self.machine.main else True,
+        )
+        for step, batch in enumerate(bar):
+            waited += time.perf_counter() - asked
+            lr = set_lr(self.optimizer, self.stages, epoch, step, steps)
+            parts = self.train_step(batch, epoch, step, steps)
+            count = len(batch["id"])
+            rows += count
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + float(value) * count
+            if epoch == self.next_epoch == 0 and step == min(4, steps - 1) and self.machine.main:
+                self.say_estimate((time.perf_counter() - started) / (step + 1) * steps)
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - started
+        means = {f"train_{key}": value / max(rows, 1) for key, value in sums.items()}
+        speed = {"lr": lr, "sec": seconds, "images_s": rows * self.machine.world / seconds, "wait": waited / seconds}
+        return {"epoch": epoch, "step": self.global_step, **means, **speed}
+
+    def say_estimate(self, epoch_seconds: float) -> None:
+        total = epoch_seconds * self.epochs
+        tqdm.write(f"estimate: {epoch_seconds:.0f} s an epoch, {total / 60:.1f} min for {self.epochs} epochs")
+
+    def train_step(self, batch: dict, epoch: int, step: int, steps: int) -> dict:
+        """Forward, loss in fp32, backward; the optimizer steps every `accumulate` batches and at the epoch's end."""
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, step, self.machine.rank]).generate_state(1)[0]))
+        batch = to_device(batch, self.device) | {"epoch": epoch}
+        first = step - step % self.accumulate
+        together = min(self.accumulate, steps - first)
+        last = step == first + together - 1
+        sync = self.net.no_sync() if self.machine.world > 1 and not last else contextlib.nullcontext()
+        with sync:
+            with autocast(self.device, self.amp):
+                outputs = self.net(batch["image"])
+            parts = self.loss_fn(outputs, batch)
+            if not torch.isfinite(parts["loss"]):
+                raise InputError(
+                    f"loss is not finite ({float(parts['loss'])}) at epoch {epoch + 1}, step {step + 1}, rows "
+                    f"{' '.join(batch['id'])}; look at these rows, lower --lr or set --amp off; last.pt is untouched"
+                )
+            self.scaler.scale(parts["loss"] / together).backward()
+        if last:
+            self.optimizer_step()
+        return {key: value.detach() for key, value in parts.items()}
+
+    def optimizer_step(self) -> None:
+        if self.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(
+                (p for g in self.optimizer.param_groups for p in g["params"]), self.grad_clip
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.global_step += 1
+        if self.ema:
+            self.ema.update(self.model, step=self.global_step)
+
+    def finish_epoch(self, epoch: int, record: dict) -> None:
+        """Book-keeping after validation: best.pt, last.pt, log.jsonl, in an order that a kill cannot break."""
+        score = record["score"]  # None where nothing validates
+        improved = score is not None and (self.best is None or score > self.best)
+        self.best = score if improved else self.best
+        self.since_best = 0 if improved or score is None else self.since_best + 1
+        self.next_epoch = epoch + 1
+        record |= {"best": self.best, "gb": peak_memory_gb(self.device)}
+        self.history.append({key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()})
+        if self.machine.main:
+            if improved:
+                self.save("best.pt", self.evaluated.state_dict())
+            if self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early():
+                self.save("last.pt", self.model.state_dict(), **self.resume_state())
+            atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        if self.on_epoch:
+            self.on_epoch(self, self.history[-1], improved)
+        device_module.barrier()
+
+    def own_state(self, state: dict) -> dict:
+        """A state dict without the part that is stored once for all folds."""
+        external = self.header.get("external")
+        return {k: v for k, v in state.items() if not (external and k.startswith(external["prefix"]))}
+
+    def save(self, name: str, state: dict, **more) -> None:
+        content = {
+            "epoch": self.next_epoch - 1,
+            "score": self.history[-1]["score"],
+            "state_dict": self.own_state(state),
+        }
+        save_checkpoint(self.folder / name, {**self.header, **content, **more})
+
+    def resume_state(self) -> dict:
+        return {
+            "ema": self.own_state(self.ema.module.state_dict()) if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "best_score": self.best,
+            "since_best": self.since_best,
+            "next_epoch": self.next_epoch,
+            "global_step": self.global_step,
+            "rng": rng_state(),
+        }
+
+    def resume(self) -> None:
+        """Go on from last.pt; where there is none yet, from the start."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return
+        content = load_checkpoint(path)
+        load_own(self.model, content["state_dict"], content.get("external"))
+        if self.ema:
+            load_own(self.ema.module, content["ema"], content.get("external"))
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
+        self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
+        set_rng_state(content["rng"])
+
+
+def load_own(model: torch.nn.Module, state: dict, external: dict | None) -> None:
+    """Load a state dict whose external part (a frozen backbone) is already in the model."""
+    result = model.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not (external and key.startswith(external["prefix"]))]
+    if missing or result.unexpected_keys:
+        raise InputError(f"last.pt does not fit the model: {(missing + result.unexpected_keys)[:3]}; use --force")
+
+
+def fit_closed_form(model, loader, groups: dict, validate, folder: Path, header: dict, device) -> list[dict]:
+    """Fit a model that needs one pass over the rows (`fit_rows`), and write what a trained fold would have."""
+    started = time.perf_counter()
+    model.to(device).eval()
+    model.fit_rows(loader, groups, device)
+    seconds = time.perf_counter() - started
+    record = {"epoch": 0, "step": 0, "sec": round(seconds, 3), **validate(model, 0), "gb": peak_memory_gb(device)}
+    record["best"] = record["score"]
+    content = {**header, "epoch": 0, "score": record["score"], "state_dict": model.state_dict(), "ema": None}
+    for name in ("best.pt", "last.pt"):
+        save_checkpoint(folder / name, {**content, "history": [record], "next_epoch": 1})
+    atomic_write(folder / "log.jsonl", json.dumps(record) + "\n")
+    return [record]

@@ -1,0 +1,63 @@
+"""The one forward path: validation inside training and inference alike."""
+
+import torch
+from tqdm import tqdm
+
+from common.engine.device import autocast, to_device
+from common.engine.tta import apply_view, split_view
+
+
+def group_shared(models: list) -> list[list[int]]:
+    """Indices of models that share a frozen backbone (the same `backbone_key`), group by group; others alone."""
+    groups: dict = {}
+    for index, model in enumerate(models):
+        key = getattr(model, "backbone_key", None)
+        groups.setdefault(key if key is not None else ("own", index), []).append(index)
+    return list(groups.values())
+
+
+def _outputs_of_group(models: list, image: torch.Tensor, views: list[str]):
+    """Yields (position in the group, outputs) for every model and view; one backbone pass per distinct image view."""
+    if len(models) == 1 and getattr(models[0], "backbone_key", None) is None:
+        for view in views:
+            yield 0, models[0](apply_view(view, image))
+        return
+    features = {}
+    for view in views:
+        on_image, on_features = split_view(view)
+        if on_image not in features:
+            features[on_image] = models[0].embed(apply_view(on_image, image))
+        seen = apply_view(on_features, features[on_image])
+        for position, model in enumerate(models):
+            yield position, model.heads(seen)
+
+
+@torch.inference_mode()
+def predict(models: list, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "") -> dict:
+    """Predictions of every model over a loader, averaged over the views in the units that `to_pred` returns.
+
+    to_pred(model, outputs) -> {"pred": (B,...) tensor, ...}; every key is averaged over views by itself.
+    Returns {"id": [str], "bad": [bool], key: float32 (M, n, ...)} for M models in the order given.
+    """
+    was_training = [model.training for model in models]
+    for model in models:
+        model.eval().to(device)
+    groups = group_shared(models)
+    ids, bad, parts = [], [], {}
+    for batch in tqdm(loader, desc=progress, disable=None if progress else True, leave=False):
+        image = to_device({"image": batch["image"]}, device)["image"]
+        sums: dict = {}
+        for group in groups:
+            with autocast(device, amp):
+                for position, outputs in _outputs_of_group([models[index] for index in group], image, views):
+                    for key, value in to_pred(models[group[position]], outputs).items():
+                        value = value.float().cpu()
+                        sums.setdefault(key, {}).setdefault(group[position], torch.zeros_like(value)).add_(value)
+        for key, by_model in sums.items():
+            stacked = torch.stack([by_model[index] for index in range(len(models))]) / len(views)
+            parts.setdefault(key, []).append(stacked)
+        ids += list(batch["id"])
+        bad += [bool(flag) for flag in batch.get("bad", [False] * len(batch["id"]))]
+    for model, training in zip(models, was_training, strict=True):
+        model.train(training)
+    return {"id": ids, "bad": bad, **{key: torch.cat(values, dim=1).numpy() for key, values in parts.items()}}

@@ -1,0 +1,126 @@
+"""Run folders: claimed by settings, described by versions and git, counted in a ledger."""
+
+import contextlib
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from common.errors import InputError
+from common.files import atomic_write
+from common.settings import changed_settings, write_settings
+
+RUNS = Path("runs")
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
+LEDGER_COLUMNS = ("run", "fold", "score", "git", "dirty", "settings", "folds", "seconds")
+
+
+def fold_folder(run: str, fold) -> Path:
+    return RUNS / run / f"fold{fold}"
+
+
+def find_run(run: Path) -> Path:
+    """The run folder of a name or a path. InputError where there is none."""
+    for folder in (Path(run), RUNS / run):
+        if folder.is_dir() and any(folder.glob("fold*/args.yaml")):
+            return folder
+    raise InputError(f"--runs {run}: no run folder with folds there; train it, or list runs/ for the names")
+
+
+def read_settings(folder: Path) -> dict:
+    """The settings a fold was trained with."""
+    return yaml.safe_load((folder / "args.yaml").read_text())
+
+
+def run_settings(run: Path) -> dict:
+    """The settings of a run, as its first fold has them."""
+    return read_settings(sorted(run.glob("fold*/args.yaml"))[0].parent)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "finished.json").is_file()
+
+
+def claim_fold(folder: Path, settings: dict, *, ignore: set[str], resume: bool, force: bool) -> str:
+    """ "new", "resume" or "done"; writes args.yaml. InputError where a fold with other settings, or an unfinished one,
+    would be written over without --resume or --force."""
+    old = read_settings(folder) if (folder / "args.yaml").is_file() else None
+    if old is not None and not force:
+        changed = changed_settings(old, settings, ignore)
+        if changed:
+            raise InputError(
+                f"{folder}: exists with other settings ({'; '.join(changed[:4])}{' …' if len(changed) > 4 else ''}); "
+                "name another --run, or --force to start over"
+            )
+        if is_finished(folder):
+            return "done"
+        if not resume and (folder / "last.pt").exists():
+            raise InputError(f"{folder}: was begun and not finished; --resume goes on, --force starts over")
+    if force:
+        for name in ("finished.json", "last.pt", "best.pt", "log.jsonl", "oof.csv"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder / "args.yaml", settings)
+    return "resume" if resume else "new"
+
+
+def finish_fold(folder: Path, facts: dict) -> None:
+    atomic_write(folder / "finished.json", json.dumps(facts) + "\n")
+
+
+def git_state() -> dict:
+    """{"sha", "dirty"} of the code's checkout; empty sha outside one (a Kaggle kernel unpacks without git)."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return {"sha": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"sha": "", "dirty": False}
+
+
+def versions() -> dict:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def add_to_ledger(line: dict) -> None:
+    """Put a finished fold into runs/ledger.csv; a fold trained again replaces its line."""
+    path = RUNS / "ledger.csv"
+    with locked(path):
+        table = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=list(LEDGER_COLUMNS))
+        same = (table["run"] == line["run"]) & (table["fold"] == str(line["fold"]))
+        new = pd.DataFrame([{key: str(line[key]) for key in LEDGER_COLUMNS}])
+        text = pd.concat([table[~same], new], ignore_index=True).to_csv(index=False)
+        atomic_write(path, text)
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Hold the file's lock: two folds that end at once must not lose a line of each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except ImportError:  # Windows has no flock; two folds ending in the same instant are then a risk we name here
+            pass
+        yield
+
+
+def expected_folds(folds: pd.DataFrame) -> list[int]:
+    return sorted(int(fold) for fold in folds["fold"].unique() if fold >= 0)
+
+
+def finished_folds(run: Path) -> list[str]:
+    """Names of the finished folds of a run ("0", "1", …, "all")."""
+    return sorted(path.parent.name.removeprefix("fold") for path in run.glob("fold*/finished.json"))

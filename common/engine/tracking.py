@@ -1,0 +1,87 @@
+"""What a run says while it trains: banner, a line an epoch, TensorBoard, drawn samples, curves."""
+
+import json
+
+from tqdm import tqdm
+
+from common.engine.device import gather_predictions
+from common.engine.predict import predict
+from common.outputs.curves import write_curves
+
+
+def print_banner(header: dict, said: str, model, machine, rows: dict, loaders: dict) -> None:
+    """Run, fold, device, parameters, rows and batches per split: what one wants to see before waiting."""
+    if not machine.main:
+        return
+    parameters = sum(p.numel() for p in model.parameters())
+    args, git, versions = header["args"], header["git"], header["versions"]
+    amp = str(machine.amp).removeprefix("torch.") if machine.amp else "fp32"
+    print(f"run {args['run']}, fold {header['fold']}, seed {args['seed']}, {said}")
+    print(
+        f"device {machine.device} ({amp}), {machine.world} process{'es' if machine.world > 1 else ''}, "
+        f"{parameters / 1e6:.2f} M parameters; torch {versions.get('torch')}, timm {versions.get('timm')}, "
+        f"git {git['sha'] or 'none'}{' + changes' if git['dirty'] else ''}"
+    )
+    for part, loader in loaders.items():
+        groups = rows[part]["group"].nunique()
+        print(f"{part}: {len(rows[part])} rows in {groups} groups, {len(loader)} batches of {args['batch_size']}")
+
+
+class Tracker:
+    """Follows one fold: validates, prints, draws. Only the first process writes."""
+
+    def __init__(self, folder, settings: dict, task, spec: dict, valid_rows, valid_loader, machine):
+        self.folder, self.settings, self.task, self.spec, self.machine = folder, settings, task, spec, machine
+        self.valid_rows, self.loader = valid_rows, valid_loader
+        self.frame, self.writer = None, None
+        if settings["tensorboard"] and machine.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder / "tensorboard")
+
+    def validate(self, model, epoch: int) -> dict:
+        """{"score": …} over the validation rows by the inference path; score None where there are none."""
+        if self.loader is None:
+            return {"score": None}
+        device, amp = self.machine.device, self.machine.amp
+        part = predict([model], self.loader, views=["identity"], device=device, to_pred=self.task.to_pred, amp=amp)
+        self.frame = self.task.make_frame(gather_predictions(part), self.spec, self.valid_rows)
+        return self.task.score(self.valid_rows, self.frame)
+
+    def epoch(self, trainer, record: dict, improved: bool) -> None:
+        if not self.machine.main:
+            return
+        score = "-" if record["score"] is None else f"{record['score']:.4f}"
+        tqdm.write(
+            f"epoch {record['epoch'] + 1:3d}/{trainer.epochs}  loss {record['train_loss']:.4f}  score {score}  "
+            f"lr {record['lr']:.1e}  {record['sec']:.1f} s  {record['images_s']:.0f} images/s  "
+            f"waiting {record['wait']:.0%}  {record['gb']:.1f} GB{'  saved best' if improved else ''}"
+        )
+        if self.writer:
+            for key, value in record.items():
+                if isinstance(value, (int, float)) and key not in ("epoch", "step"):
+                    self.writer.add_scalar(key, value, record["epoch"] + 1)
+            self.writer.flush()
+        every = self.settings["samples_every"]
+        if every and self.frame is not None and (record["epoch"] + 1) % every == 0:
+            self.draw(f"epoch{record['epoch'] + 1:03d}")
+
+    def draw(self, name: str) -> None:
+        """A few validation rows with truth and prediction, into samples/."""
+        if "samples" in self.task.draw:
+            path = self.folder / "samples" / f"{name}.jpg"
+            self.task.draw["samples"](self.frame, self.valid_rows, self.spec, path)
+            if self.writer:
+                import cv2
+
+                self.writer.add_image("samples", cv2.imread(str(path))[..., ::-1].copy(), dataformats="HWC")
+
+    def close(self, history: list[dict]) -> None:
+        if self.writer:
+            self.writer.close()
+        write_curves(self.folder / "curves.png", history, title=f"{self.settings['run']} {self.folder.name}")
+
+
+def read_log(folder) -> list[dict]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,78 @@
+"""The start of every script: which task, which data, which settings."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.datasets.cache import cached_folder
+from common.datasets.locate import Source, find_data
+from common.errors import InputError
+from common.settings import Parser, parse_settings, peek, plain_settings, read_config
+from common.tasks.base import Task
+
+CACHE = Path("cache")
+
+
+@dataclass(frozen=True)
+class Session:
+    task: Task
+    source: Source
+    args: argparse.Namespace
+    settings: dict  # the resolved options as plain values
+
+    @property
+    def data(self) -> Path:
+        return self.source.path
+
+
+def pick_task(tasks: dict[str, Task], argv: list[str], default: str | None = None) -> Task:
+    """The task of --task on the command line or in --config, else the default, else the first of the table."""
+    config = peek(argv, "--config")
+    name = peek(argv, "--task", (read_config(Path(config)).get("task") if config else None) or default)
+    name = name or next(iter(tasks))
+    if name not in tasks:
+        raise InputError(f"--task {name}: unknown; choose from {', '.join(tasks)}")
+    return tasks[name]
+
+
+def make_parser(script: str, task: Task, tasks: dict[str, Task], description: str) -> Parser:
+    """A parser with the options that every script has."""
+    parser = Parser(prog=f"{script}.py", description=description)
+    where = parser.add_argument_group("task and data")
+    where.add_argument("--task", choices=list(tasks), default=task.name, help="the competition")
+    where.add_argument("--data", type=Path, help="its folder; else a Kaggle mount, data/<slug>/ or the demo set")
+    where.add_argument("--cache", type=Path, default=CACHE, help="folder for what is computed once")
+    return parser
+
+
+def demo_folder(task: Task, cache: Path) -> Path:
+    return cached_folder(cache, f"demo-{task.name}", {"version": task.demo_version}, task.make_demo)
+
+
+def demo_facts(source: Source) -> dict:
+    """What the demo set knows of itself (best reachable score, hidden truth); empty for real data."""
+    path = source.path / "demo.json"
+    return json.loads(path.read_text()) if source.kind == "demo" or path.is_file() else {}
+
+
+def begin(
+    parser: Parser, task: Task, argv: list[str], *, split: str | None = "train", layers=(), quiet=False
+) -> Session:
+    """Find the data, say so, and resolve the settings; a demo set brings the task's small settings with it.
+
+    split: "train" or "test", the files that must be there; None for a call that reads no data.
+    """
+    config = peek(argv, "--config")
+    written = read_config(Path(config)) if config else {}
+    data = peek(argv, "--data", written.get("data"))
+    cache = Path(peek(argv, "--cache", written.get("cache") or CACHE))
+    source = find_data(task.slug, task.markers[split], Path(data) if data else None, lambda: demo_folder(task, cache))
+    defaults = [("[task defaults]", task.defaults)]
+    if source.kind == "demo" or (source.path / "demo.json").is_file():
+        defaults.append(("[demo defaults]", task.demo_defaults))
+    args = parse_settings(parser, argv, [*defaults, *layers])
+    if not quiet and split is not None:
+        note = f"DEMO DATA: no data given or found, so this is the built-in demo set ({source.path})"
+        print(note if source.kind == "demo" else f"data: {source.path} ({source.kind})")
+    return Session(task, source, args, plain_settings(args))

@@ -1,0 +1,152 @@
+"""Settings of a script: command line > --config file.yaml > task defaults > parser defaults; unknown is an error.
+
+The scripts declare their options in plain argparse groups; this module adds what argparse lacks: the task's own
+group, defaults by layer, one-line errors with the nearest name, and the resolved settings as a file.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from common.errors import InputError
+from common.files import atomic_write
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are InputErrors that name the nearest option."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        common = self.add_argument_group("common")
+        common.add_argument("--config", type=Path, help="YAML file of settings; the command line wins over it")
+        common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            message = f"unknown option {unknown}{self.nearest(unknown)}"
+        raise InputError(f"{message}; --help lists the options")
+
+    def nearest(self, unknown: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown.split("=")[0], known, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def actions(self) -> dict[str, argparse.Action]:
+        return {action.dest: action for action in self._actions if action.dest not in ("help", "config", "debug")}
+
+
+def peek(argv: list[str], option: str, default=None):
+    """The value of one option before the full parser exists (its last mention, as argparse has it)."""
+    value = default
+    for position, word in enumerate(argv):
+        if word == option and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif word.startswith(option + "="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def read_config(path: Path) -> dict:
+    """Settings of a YAML file with option names as keys, hyphens or underscores. InputError where it is not that."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"--config {path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"--config {path}: not readable YAML ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: must be a list of `option: value` lines")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def check_value(action: argparse.Action, value, where: str):
+    """A setting from a file, as argparse would have made it of words. InputError naming file and key."""
+    flag = isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction))
+    if value is None and (action.default is None or not flag):
+        return None
+    if flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: {action.dest} must be true or false, not {value!r}")
+        return value
+    many = action.nargs in ("*", "+") or isinstance(action.nargs, int)
+    values = value if many and isinstance(value, (list, tuple)) else [value]
+    if not many and isinstance(value, (list, dict)):
+        raise InputError(f"{where}: {action.dest} takes one value, not {value!r}")
+    if isinstance(action.nargs, int) and len(values) != action.nargs:
+        raise InputError(f"{where}: {action.dest} takes {action.nargs} values, not {values!r}")
+    try:
+        made = [item if action.type is None else action.type(str(item)) for item in values]
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise InputError(f"{where}: {action.dest}: {value!r} is not a valid value ({error})") from error
+    for item in made:
+        if action.choices is not None and item not in action.choices:
+            raise InputError(f"{where}: {action.dest}: {item!r} is not one of {', '.join(map(str, action.choices))}")
+    return made if many else made[0]
+
+
+def parse_settings(parser: Parser, argv: list[str], layers: list[tuple[str, dict]]) -> argparse.Namespace:
+    """Namespace of the options; `layers` are (where from, values), weakest first, all below --config and argv.
+
+    Keys of a layer that this script does not have are ignored when the layer's name is in brackets (a task's
+    defaults serve several scripts) and errors otherwise.
+    """
+    config = peek(argv, "--config")
+    layers = [*layers, (f"--config {config}", read_config(config))] if config else layers
+    actions = parser.actions()
+    for where, values in layers:
+        for key, value in values.items():
+            if key in actions:
+                parser.set_defaults(**{key: check_value(actions[key], value, where)})
+            elif not where.startswith("["):
+                close = difflib.get_close_matches(key, actions, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise InputError(f"{where}: unknown setting {key!r}{hint}")
+    return parser.parse_args(argv)
+
+
+def plain_settings(args: argparse.Namespace) -> dict:
+    """The settings as YAML-able values, without those that only concern this call (config, debug)."""
+    settings = {}
+    for key, value in sorted(vars(args).items()):
+        if key in ("config", "debug"):
+            continue
+        if isinstance(value, (list, tuple)):
+            value = [str(item) if isinstance(item, Path) else item for item in value]
+        settings[key] = str(value) if isinstance(value, Path) else value
+    return settings
+
+
+def write_settings(path: Path, settings: dict) -> None:
+    atomic_write(path, yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
+
+
+def settings_hash(settings: dict, ignore: set[str]) -> str:
+    """12 hex digits over the settings that change a result; `ignore` names those that do not."""
+    kept = {key: value for key, value in settings.items() if key not in ignore}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed_settings(old: dict, new: dict, ignore: set[str]) -> list[str]:
+    """`key: old -> new` for every setting that differs."""
+    keys = sorted((old.keys() | new.keys()) - ignore)
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def check_expected(settings: dict, expected: list[str]) -> None:
+    """`--expect KEY=VALUE …`: InputError naming every setting that is not as expected; values are read as YAML."""
+    wrong = []
+    for item in expected:
+        key, _, text = item.partition("=")
+        key = key.strip().lstrip("-").replace("-", "_")
+        if key not in settings:
+            close = difflib.get_close_matches(key, settings, n=1)
+            raise InputError(f"--expect {item}: no such setting{f'; did you mean {close[0]}?' if close else ''}")
+        if settings[key] != yaml.safe_load(text) and str(settings[key]) != text:
+            wrong.append(f"{key} is {settings[key]}, not {text}")
+    if wrong:
+        raise InputError(f"--expect: {'; '.join(wrong)}; change the recipe or the expectation")

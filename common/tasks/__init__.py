@@ -1,0 +1,5 @@
+"""The table of competitions; the first is the default."""
+
+from common.tasks import biomass
+
+TASKS = {task.name: task for task in (biomass.TASK,)}

@@ -1,0 +1,91 @@
+"""What a competition is, to the four scripts: names, defaults and small functions. Nothing here does the work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+@dataclass
+class Prepared:
+    """What training one fold needs of the data: datasets, how to batch them, and a part that is frozen and shared.
+
+    external: None, or {"prefix", "file", "sha256"} of a frozen part kept once per run (engine/checkpoint.py);
+    restore() puts that part back into the model when training is over.
+    """
+
+    train: torch.utils.data.Dataset
+    valid: torch.utils.data.Dataset | None
+    collate: Callable
+    init_worker: Callable | None = None
+    external: dict | None = None
+    restore: Callable[[], None] = lambda: None
+    valid_collate: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A competition. `settings` is the dict of resolved options of the calling script, `rows` a table with a line per
+    image (id, path, group and the task's own columns), `spec` the settings inside a checkpoint (plain types)."""
+
+    name: str
+    slug: str
+    family: str
+    outputs: tuple[str, ...]
+    bands: tuple[str, ...]
+    markers: dict[str, tuple[str, ...]]  # "train" and "test": files that tell the data folder
+    defaults: dict
+    demo_defaults: dict
+    schemes: tuple[str, ...]  # fold schemes, the default first
+    demo_version: int
+
+    # the data
+    add_arguments: Callable  # (parser, script): the options that belong to the task
+    make_demo: Callable[[Path], dict]  # fills a folder in the competition's format, returns its facts
+    read_rows: Callable[[Path, dict], pd.DataFrame]  # (data, settings): the training rows
+    read_test: Callable[[Path], pd.DataFrame]  # the rows to be predicted: id and path, nothing else is promised
+    read_truth: Callable[[Path], pd.DataFrame]  # (table or folder): rows with targets, without their images
+    make_folds: Callable[..., tuple[np.ndarray, np.ndarray]]  # (rows, scheme=, folds=, seed=) -> (fold, group)
+    describe_folds: Callable[..., str]  # (rows, fold, group): the balance, to be printed
+    check_data: Callable[..., list[str]]  # (rows): findings, a line each
+    study_data: Callable[..., list[str]]  # (rows, test, fold, settings, adversarial=, duplicates=): slower findings
+    dropped_ids: Callable[[dict], list[str]]  # (settings): ids that read_rows leaves out on purpose
+
+    # the model
+    run_name: Callable[[dict], str]  # (settings): default folder under runs/
+    make_spec: Callable[[pd.DataFrame, dict], dict]  # (training rows, settings)
+    build_model: Callable[[dict], torch.nn.Module]
+    load_weights: Callable[..., str]  # (model, spec, settings): what was loaded, in a line
+    prepare: Callable[..., Prepared]  # (model, train rows, valid rows or None, spec, settings, run folder, device)
+    plan: Callable[..., tuple[list[dict], list]]  # (model, settings) -> (parameter groups, stages)
+    build_loss: Callable[[dict, dict], Callable]  # (spec, settings) -> loss(outputs, batch) -> {"loss": …}
+    open_training: Callable[..., torch.utils.data.Dataset]  # (rows, spec, settings): augmented
+    open_rows: Callable[..., torch.utils.data.Dataset]  # (rows, spec, settings, on_bad=): nothing random
+    collate: Callable
+    init_worker: Callable | None
+
+    # predictions
+    to_pred: Callable  # (model, outputs) -> {"pred": tensor, …}
+    make_frame: Callable[..., pd.DataFrame]  # (engine.predict's answer, spec, rows with truth or None): a line per id
+    score: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame) -> {"score": …}
+    read_set: Callable[[Path], pd.DataFrame]  # a prediction set, out-of-fold or test
+    read_run: Callable[[Path], pd.DataFrame]  # the out-of-fold set of a run folder
+    write_set: Callable[[Path, pd.DataFrame], Path]
+    truth_of: Callable[[pd.DataFrame], pd.DataFrame]  # rows as an out-of-fold set itself knows them
+    mean_sets: Callable[[dict], pd.DataFrame]  # ({name: set}): their mean
+    concat: Callable[[list], pd.DataFrame]  # sets of different rows as one
+    fit_post: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame): learnt from out-of-fold predictions
+    apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings)
+    write: Callable[..., Path]  # (frame, data, folder): the validated file that is handed in
+
+    # ensembles
+    judge: Callable[..., dict]  # (rows, {name: frame}, settings): blend, honest scores and what a report needs
+    blend: Callable[..., pd.DataFrame]  # (blend, {name: frame})
+    baselines: Callable[..., dict]  # (rows with fold, demo facts, cache): scores that stand beside ours
+    report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
+    compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side
+    group_column: str = "group"  # what strangers' predictions are judged by
+    draw: dict = field(default_factory=dict)  # "sheet" and "samples": pictures of inputs and of predictions

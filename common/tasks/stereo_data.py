@@ -1,0 +1,157 @@
+"""Datasets of one fold of the stereo family: photos, augmented and mixed, or features stored once."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from common.datasets.mixing import Mix
+from common.datasets.stereo import StereoDataset, collate, init_worker, photo_key
+from common.datasets.transforms import StereoAugment
+from common.engine.checkpoint import save_external
+from common.errors import InputError
+from common.models.features import FeatureDataset, embed_rows
+from common.tasks.base import Prepared
+from common.tasks.stereo_options import parse_augment
+
+
+def pair(values) -> tuple | None:
+    """(H, W) of a size option; 0 0 stands for any."""
+    return tuple(values) if any(values) else None
+
+
+def open_rows(rows: pd.DataFrame, spec: dict, settings: dict, *, on_bad: str = "error") -> StereoDataset:
+    """The photos of the rows as inference sees them: nothing random, decoded once where there is a cache."""
+    return StereoDataset(
+        rows,
+        outputs=spec["outputs"],
+        size=tuple(spec["size"]),
+        mean=spec["mean"],
+        std=spec["std"],
+        mask_stamp=spec["mask_stamp"],
+        photo_size=pair(spec["photo_size"]),
+        cache=settings["cache"] if settings["cache_images"] else None,
+        on_bad=on_bad,
+    )
+
+
+def aux_labels(rows: pd.DataFrame, spec: dict, aux_targets) -> dict:
+    """{name: (n, K)} for a model with auxiliary heads, else nothing."""
+    return aux_targets(rows) if aux_targets and spec["model"].get("aux") else {}
+
+
+def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets=None, plain=False) -> StereoDataset:
+    """The training rows, augmented, swapped and mixed; plain=True augments alone (for stored features)."""
+    aux = aux_labels(rows, spec, aux_targets)
+    probabilities, strengths = parse_augment(settings["augment"])
+    augment = StereoAugment(
+        probabilities,
+        strengths=strengths,
+        seed=settings["seed"],
+        photometric_independent=settings["photometric_independent"],
+    )
+    mix = None
+    if not plain and (settings["mixup_prob"] or settings["cutmix_prob"]):
+        names = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_alpha")
+        mix = Mix(
+            rows, seed=settings["seed"], within=settings["mix_within"], **{name: settings[name] for name in names}
+        )
+    return StereoDataset(
+        rows,
+        outputs=spec["outputs"],
+        size=tuple(spec["size"]),
+        mean=spec["mean"],
+        std=spec["std"],
+        seed=settings["seed"],
+        augment=augment if probabilities else None,
+        swap_prob=0.0 if plain else settings["swap_prob"],
+        mix=mix,
+        mask_stamp=spec["mask_stamp"],
+        photo_size=pair(spec["photo_size"]),
+        cache=settings["cache"] if settings["cache_images"] else None,
+        aux=aux,
+    )
+
+
+def prepare(model, train_rows, valid_rows, spec, settings, run: Path, device, *, aux_targets) -> Prepared:
+    """Datasets of one fold. A backbone that stays frozen is run once per stored view and leaves the loop."""
+    if spec["head"] != "mlp":
+        # closed-form heads see every photo once, as inference does
+        valid = None if valid_rows is None else open_rows(valid_rows, spec, settings)
+        return Prepared(open_rows(train_rows, spec, settings), valid, collate, init_worker)
+    if settings["freeze_backbone"]:
+        model.freeze_backbone(True)
+    if settings["freeze_backbone"] and settings["store_views"]:
+        return prepare_stored(model, train_rows, valid_rows, spec, settings, run, device, aux_targets)
+    valid = None if valid_rows is None else open_rows(valid_rows, spec, settings)
+    return Prepared(open_training(train_rows, spec, settings, aux_targets=aux_targets), valid, collate, init_worker)
+
+
+def prepare_stored(model, train_rows, valid_rows, spec, settings, run: Path, device, aux_targets) -> Prepared:
+    """Features of all rows from the store; the backbone is taken out of the model until restore()."""
+    if settings["cutmix_prob"]:
+        raise InputError("--cutmix-prob: a box has no meaning on stored features; use --store-views 0 or MixUp")
+    if settings["unfreeze_blocks"] or settings["two_stage"]:
+        raise InputError("--freeze-backbone excludes --two-stage and --unfreeze-blocks; leave one out")
+    rows = train_rows if valid_rows is None else pd.concat([train_rows, valid_rows], ignore_index=True)
+    rows = rows.sort_values("id", ignore_index=True)  # every fold asks for the same store
+    names = ("augment", "photometric_independent", "seed")
+    digest = model.backbone_hash()
+    inputs = {"backbone": digest, "spec": {key: spec[key] for key in ("size", "grid", "mean", "std", "mask_stamp")}}
+    inputs |= {"settings": {name: settings[name] for name in names}}
+    inputs |= {"photos": [photo_key(path, "error") for path in rows["path"]]}
+    store = embed_rows(
+        model,
+        open_rows(rows, spec, settings),
+        augmented=open_training(rows, spec, settings, plain=True),
+        ids=list(rows["id"]),
+        views=1 + settings["store_views"],
+        root=settings["cache"],
+        inputs=inputs,
+        device=device,
+        workers=settings["workers"],
+    )
+    external = {
+        "prefix": "backbone.",
+        "file": save_external(run, model.backbone.state_dict(), digest),
+        "sha256": digest,
+    }
+    backbone, model.backbone = model.backbone, BackboneElsewhere()
+
+    def restore():
+        model.backbone = backbone
+        model.backbone_key = digest
+
+    valid = None if valid_rows is None else stored_rows(store, valid_rows, spec, settings, aux={}, train=False)
+    aux = aux_labels(train_rows, spec, aux_targets)
+    train = stored_rows(store, train_rows, spec, settings, aux=aux, train=True)
+    return Prepared(train, valid, collate, init_worker, external, restore)
+
+
+def stored_rows(store, rows: pd.DataFrame, spec: dict, settings: dict, *, aux: dict, train: bool) -> FeatureDataset:
+    target = rows[spec["outputs"]].to_numpy(np.float32)
+    columns = settings["mix_within"]
+    return FeatureDataset(
+        store,
+        rows["id"],
+        np.nan_to_num(target),
+        valid=np.isfinite(target),
+        aux=aux,
+        train=train,
+        seed=settings["seed"],
+        swap_prob=settings["swap_prob"],
+        mixup_alpha=settings["mixup_alpha"],
+        mixup_prob=settings["mixup_prob"],
+        mix_label=rows[columns].astype(str).agg("|".join, axis=1) if columns else None,
+    )
+
+
+class BackboneElsewhere(nn.Module):
+    """Stands in the model for a frozen backbone whose features come from the store: it has nothing to train."""
+
+    frozen = True
+
+    def freeze(self, frozen: bool = True) -> None:
+        if not frozen:
+            raise InputError("--freeze-backbone: stored features cannot train a backbone; use --store-views 0")

@@ -1,0 +1,168 @@
+"""Checkpoints -> preds/<name>/: predictions over views and folds, post-processed and ready to hand in.
+
+python infer.py --runs runs/biomass-2x2-s42 --data DIR --tta hflip vflip swap --out preds/2x2
+python infer.py --runs runs/biomass-2x2-s42 --data DIR --rows oof     # gives the run's out-of-fold predictions back
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from common.datasets.folds import join_folds, read_folds
+from common.engine import device as devices
+from common.engine import runs
+from common.engine.checkpoint import build, checkpoint_file
+from common.engine.rows import predict_rows
+from common.engine.tta import check_views
+from common.errors import InputError, run_script
+from common.files import atomic_write
+from common.session import begin, make_parser, pick_task
+from common.settings import peek
+from common.tasks import TASKS
+
+FLAG = argparse.BooleanOptionalAction
+
+
+def parser_of(task):
+    parser = make_parser("infer", task, TASKS, __doc__.splitlines()[0])
+    what = parser.add_argument_group("what to predict")
+    what.add_argument("--runs", nargs="+", type=Path, required=True, help="run folders; several are averaged")
+    what.add_argument("--fold", type=int, nargs="+", help="only these folds (default: all of the run)")
+    what.add_argument("--use", choices=("ema", "last", "best"), help="weights (default: as the run was trained with)")
+    what.add_argument("--rows", choices=("test", "oof"), default="test", help="test, or each fold's validation rows")
+    what.add_argument("--tta", nargs="*", default=[], metavar="VIEW", help="views beside the identity, e.g. hflip swap")
+    what.add_argument("--out", type=Path, help="folder (default: preds/<name of the first run>)")
+    what.add_argument("--allow-bad-images", action=FLAG, default=False, help="exit 0 though an image was unreadable")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
+    machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
+    machine.add_argument("--batch-size", type=int, help="rows a step (default: as in training)")
+    machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
+    machine.add_argument("--cache-images", action=FLAG, default=False, help="keep decoded images for the next call")
+    task.add_arguments(parser, "infer")
+    return parser
+
+
+def fold_names(run: Path, wanted: list[int] | None) -> list[str]:
+    """Folds of a run to use. InputError where one that the run's folds.csv expects was never finished."""
+    finished = runs.finished_folds(run)
+    if wanted:
+        expected = [str(fold) for fold in wanted]
+    elif finished == ["all"]:
+        return finished
+    else:
+        expected = [str(fold) for fold in runs.expected_folds(read_folds(run / "folds.csv"))]
+    missing = [fold for fold in expected if fold not in finished]
+    if missing:
+        raise InputError(
+            f"{run}: fold {', '.join(missing)} of {len(expected)} is not finished; train it or choose with --fold"
+        )
+    return expected
+
+
+def load_run(run: Path, task, wanted, use: str | None, device):
+    """[(fold, model, checkpoint content)] of a run. InputError for another task or folds that were mixed."""
+    loaded = []
+    for fold in fold_names(run, wanted):
+        folder = run / f"fold{fold}"
+        chosen = use or runs.read_settings(folder)["use"]
+        model, content = build(checkpoint_file(folder, chosen), TASKS, use=chosen, device=device)
+        if content["spec"]["task"] != task.name:
+            raise InputError(
+                f"{folder}: made for task {content['spec']['task']}; give --task {content['spec']['task']}"
+            )
+        loaded.append((fold, model, content))
+    if len({content["folds_hash"] for _, _, content in loaded}) > 1:
+        raise InputError(f"{run}: its folds were trained on different folds.csv; train them again with one")
+    return loaded
+
+
+def predict_run(session, run: Path, machine, rows):
+    """Frame of one run: test rows by the mean of all folds, or each fold's validation rows by that fold."""
+    task, args = session.task, session.args
+    loaded = load_run(run, task, args.fold, args.use, machine.device)
+    spec, trained = loaded[0][2]["spec"], loaded[0][2]["args"]
+    views = check_views(args.tta, spec["views"])
+    settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
+    options = {"views": views, "on_bad": "mark"}
+    if args.rows == "test":
+        models = [model for _, model, _ in loaded]
+        predicted = predict_rows(task, models, rows, spec, settings, machine, progress=run.name, **options)
+        frames, bad = [task.make_frame(predicted, spec)], bad_ids(predicted)
+    else:
+        frames, bad = [], []
+        joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv")
+        for fold, model, content in loaded:
+            part = joined[joined["fold"] == int(fold)].reset_index(drop=True)
+            predicted = predict_rows(task, [model], part, content["spec"], settings, machine, progress=fold, **options)
+            frames.append(task.make_frame(predicted, content["spec"], part).assign(fold=int(fold)))
+            bad += bad_ids(predicted)
+    print(f"{run.name}: {len(loaded)} folds x {len(views)} views ({' '.join(views)}), {sum(map(len, frames))} rows")
+    facts = {"run": run.name, "folds": [fold for fold, _, _ in loaded], "views": views, "task": task.name}
+    facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": "grams"}
+    return task.concat(frames), facts, bad
+
+
+def bad_ids(predicted: dict) -> list[str]:
+    return [name for name, flag in zip(predicted["id"], predicted["bad"], strict=True) if flag]
+
+
+def read_post(found: list[Path], task):
+    """post.json of one run; for several, what their mean's out-of-fold predictions teach. None: uncalibrated."""
+    if len(found) == 1 and (found[0] / "post.json").is_file():
+        return json.loads((found[0] / "post.json").read_text())
+    if len(found) > 1 and all((run / "post.json").is_file() for run in found):
+        frame = task.mean_sets({run.name: task.read_run(run) for run in found})
+        return task.fit_post(task.truth_of(frame), frame)
+    print("uncalibrated: post.json is missing (not all folds are trained), nothing learnt is applied")
+    return None
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    first = peek(argv, "--runs")
+    task = pick_task(TASKS, argv, runs.run_settings(runs.find_run(first))["task"] if first else None)
+    split = "train" if peek(argv, "--rows") == "oof" else "test"
+    session = begin(parser_of(task), task, argv, split=split)
+    args = session.args
+    found = [runs.find_run(run) for run in args.runs]
+    devices.set_threads()
+    machine = devices.start_machine(args.device_type, args.amp)
+    if args.rows == "test":
+        rows = task.read_test(session.data)
+    else:
+        rows = task.read_rows(session.data, runs.run_settings(found[0]))
+    sets, facts, bad = {}, [], []
+    for run in found:
+        sets[run.name], said, unread = predict_run(session, run, machine, rows)
+        facts.append(said)
+        bad += unread
+    if len({said["folds_hash"] for said in facts}) > 1:
+        raise InputError("--runs: they were trained on different folds; blend only runs of the same folds.csv")
+    if not machine.main:
+        return 0
+    return write_out(session, found, sets, facts, sorted(set(bad)))
+
+
+def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
+    """preds/<name>/: pred.csv and spec.json, and what is handed in. Exit code 3 if an image could not be read."""
+    task, args = session.task, session.args
+    out = args.out or Path("preds") / found[0].name
+    frame = task.mean_sets(sets)
+    name = "pred.csv" if args.rows == "test" else "oof.csv"
+    task.write_set(out / name, frame)
+    atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
+    print(f"predictions: {out / name}")
+    if args.rows == "test":
+        final = task.apply_post(frame, read_post(found, task), session.settings)
+        print(f"submission: {task.write(final, session.data, out)} (validated)")
+    else:
+        print(f"out-of-fold score {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
+    for row in bad:
+        print(f"unreadable image: {row} got the training medians", file=sys.stderr)
+    return 3 if bad and not args.allow_bad_images else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,251 @@
+"""One task, one fold -> runs/<run>/fold<k>/: a model and its out-of-fold predictions.
+
+python train.py --fold 0 --grid 3 3                       # without data anywhere: on the demo set, about a minute
+python train.py --data DIR --train-folds 0 1 2 3 4        # several folds in turn
+python train.py --config recipes/biomass-baseline.yaml --fold 0
+torchrun --nproc-per-node 2 train.py --data DIR --fold 0  # two processes share each batch
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from common.datasets.folds import check_groups, folds_hash, join_folds, read_folds, write_folds
+from common.engine import device as devices
+from common.engine import runs
+from common.engine.check import check_recipe
+from common.engine.checkpoint import build, checkpoint_file
+from common.engine.loop import Trainer, fit_closed_form
+from common.engine.rows import make_loader, predict_rows
+from common.engine.tracking import Tracker, print_banner
+from common.errors import InputError, run_script
+from common.files import atomic_write
+from common.session import begin, make_parser, pick_task
+from common.settings import check_expected, settings_hash
+from common.tasks import TASKS
+
+FLAG = argparse.BooleanOptionalAction
+# what may differ between two calls that train the same thing
+FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
+FREE |= {"samples_every", "save_every", "tensorboard", "train_folds", "workers"}
+
+
+def parser_of(task):
+    parser = make_parser("train", task, TASKS, __doc__.splitlines()[0])
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--fold", help="a fold's number, or all: a full fit that nothing validates")
+    what.add_argument("--train-folds", type=int, nargs="+", help="several folds in turn (default: every fold)")
+    what.add_argument("--folds", type=Path, help="folds.csv; else the run's own, the data folder's, or made now")
+    what.add_argument("--run", help="folder under runs/ (default: task, shape and seed)")
+    what.add_argument("--seed", type=int, default=42, help="of weights, order and augmentation")
+    what.add_argument("--resume", action="store_true", help="go on where the fold was stopped")
+    what.add_argument("--force", action="store_true", help="start over, replacing what is there")
+    what.add_argument("--check", action="store_true", help="print all settings, take one step, draw a batch, exit")
+    what.add_argument("--expect", nargs="+", default=[], metavar="KEY=VALUE", help="settings that must be so")
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--weights", default="auto", help="of the backbone: auto, none (random) or a file or folder")
+    weights.add_argument("--init", help="run or checkpoint of ours to start from: takes what fits")
+    optimiser = parser.add_argument_group("optimisation")
+    optimiser.add_argument("--epochs", type=int, default=30, help="in all stages together")
+    optimiser.add_argument("--batch-size", type=int, default=8, help="rows a step, of all processes together")
+    optimiser.add_argument("--accumulate", type=int, default=1, help="batches an optimizer step")
+    optimiser.add_argument("--lr", type=float, default=2e-4, help="learning rate")
+    optimiser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
+    optimiser.add_argument("--warmup-epochs", type=float, default=1.0, help="linear, then cosine")
+    optimiser.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (0 = off)")
+    optimiser.add_argument("--ema-decay", type=float, default=0.99, help="moving average of the weights (0 = off)")
+    optimiser.add_argument("--patience", type=int, default=0, help="epochs without a better score (0 = never stop)")
+    optimiser.add_argument("--use", choices=("ema", "last", "best"), default="ema", help="weights of the predictions")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
+    machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
+    machine.add_argument("--deterministic", action=FLAG, default=False, help="refuse operations that may not repeat")
+    machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
+    machine.add_argument("--cache-images", action=FLAG, default=True, help="decode and resize every image once")
+    machine.add_argument("--save-every", type=int, default=1, help="epochs from one last.pt to the next")
+    machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
+    machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
+    task.add_arguments(parser, "train")
+    return parser
+
+
+def begin_training(argv):
+    """(session, settings): with --resume the settings that the fold began with are the defaults."""
+    task = pick_task(TASKS, argv)
+    parser = parser_of(task)
+    session = begin(parser, task, argv)
+    name = session.args.run or task.run_name(session.settings)
+    if session.args.resume:
+        begun = sorted((runs.RUNS / name).glob("fold*/args.yaml"))
+        if not begun:
+            raise InputError(f"--resume: {runs.RUNS / name} has no fold yet; leave --resume out or name the --run")
+        old = {key: value for key, value in runs.read_settings(begun[0].parent).items() if key not in FREE}
+        session = begin(parser, task, argv, layers=[(str(begun[0]), old)], quiet=True)
+    session.settings["run"] = name
+    return session
+
+
+def find_folds(session, rows, machine):
+    """The path of the folds: named, the run's own, the data folder's, or made by the default scheme beside the run."""
+    own = runs.RUNS / session.settings["run"] / "folds.csv"
+    if session.args.folds:
+        source = session.args.folds
+    elif own.is_file():
+        return own
+    else:
+        source = session.data / "folds.csv"
+    if source.is_file() or session.args.folds:
+        read_folds(source)
+        if own.is_file() and folds_hash(own) != folds_hash(source):
+            raise InputError(f"--folds {source}: the run {own.parent} was begun with other folds; name another --run")
+        if machine.main:
+            atomic_write(own, source.read_bytes())
+        print(f"folds: {source}")
+    else:
+        task = session.task
+        fold, group = task.make_folds(rows, scheme=task.schemes[0], folds=None, seed=42)
+        if machine.main:
+            write_folds(own, rows, fold, group, task.outputs)
+        print(f"folds: none found, made by the default scheme {task.schemes[0]} ({own})")
+    devices.barrier()
+    return own
+
+
+def choose_folds(session, known: list[int]) -> list:
+    args = session.args
+    if args.fold is not None and args.train_folds:
+        raise InputError("--fold and --train-folds: give one of them")
+    if args.fold == "all":
+        return ["all"]
+    wanted = args.train_folds if args.train_folds else known
+    if args.fold is not None:
+        if not args.fold.isdigit():
+            raise InputError(f"--fold {args.fold}: give a number or all")
+        wanted = [int(args.fold)]
+    unknown = [fold for fold in wanted if fold not in known]
+    if unknown:
+        raise InputError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, known))}")
+    return wanted
+
+
+def split_rows(rows, fold):
+    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on."""
+    if fold == "all":
+        return rows[rows["fold"] >= 0].reset_index(drop=True), None
+    held = rows["fold"] == fold
+    return rows[~held].reset_index(drop=True), rows[held].reset_index(drop=True)
+
+
+def train_fold(session, rows, fold, folds_path, machine):
+    """Train one fold and leave its folder complete: checkpoints, log, curves, out-of-fold predictions, ledger."""
+    task, settings = session.task, session.settings
+    folder = runs.fold_folder(settings["run"], fold)
+    if machine.main:
+        runs.claim_fold(folder, settings, ignore=FREE, resume=settings["resume"], force=settings["force"])
+    devices.barrier()
+    if runs.is_finished(folder):
+        print(f"{folder}: finished before; --force trains it again")
+        return
+    started = time.time()
+    train_rows, valid_rows = split_rows(rows, fold)
+    spec = task.make_spec(train_rows, settings)
+    devices.seed_everything(settings["seed"], settings["deterministic"])
+    model = task.build_model(spec)
+    said = task.load_weights(model, spec, settings)
+    data = task.prepare(model, train_rows, valid_rows, spec, settings, runs.RUNS / settings["run"], machine.device)
+    loaders = {part: make_loader(dataset, settings, machine, shuffle=part == "train", init_worker=data.init_worker,
+                                 collate=data.collate)
+               for part, dataset in (("train", data.train), ("valid", data.valid)) if dataset is not None}  # fmt: skip
+    header = {"spec": spec, "fold": str(fold), "args": settings, "versions": runs.versions(), "git": runs.git_state()}
+    header |= {"folds_hash": folds_hash(folds_path), "external": data.external}
+    print_banner(header, said, model, machine, {"train": train_rows, "valid": valid_rows}, loaders)
+    tracker = Tracker(folder, settings, task, spec, valid_rows, loaders.get("valid"), machine)
+    history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
+    data.restore()
+    model = build(checkpoint_file(folder, settings["use"]), TASKS, use=settings["use"], device=machine.device)[0]
+    frame = None
+    if valid_rows is not None:
+        predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"])
+        frame = task.make_frame(predicted, spec, valid_rows)
+    finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine)
+
+
+def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
+    """The history of epochs: the loop for what is trained by gradient, one pass for what is fitted in closed form."""
+    task, settings = session.task, session.settings
+    if getattr(model, "closed_form", False):
+        groups = dict(zip(train_rows["id"], train_rows["group"], strict=True))
+        return fit_closed_form(model, loaders["train"], groups, tracker.validate, folder, header, machine.device)
+    parameters, stages = task.plan(model, settings)
+    trainer = Trainer(
+        model,
+        loaders["train"],
+        loss_fn=task.build_loss(header["spec"], settings),
+        groups=parameters,
+        stages=stages,
+        validate=tracker.validate,
+        on_epoch=tracker.epoch,
+        folder=folder,
+        header=header,
+        machine=machine,
+        **{name: settings[name] for name in ("ema_decay", "grad_clip", "accumulate", "patience", "save_every", "seed")},
+    )
+    if settings["resume"]:
+        trainer.resume()
+    return trainer.run()
+
+
+def finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine):
+    """Out-of-fold predictions, pictures, ledger line and, with the last fold, post.json."""
+    task, settings = session.task, session.settings
+    score = None if frame is None else task.score(valid_rows, frame)["score"]
+    if machine.main:
+        if frame is not None:
+            frame.insert(1, "fold", fold)
+            task.write_set(folder / "oof.csv", frame)
+        tracker.close(history)
+        git, seconds = header["git"], round(time.time() - started, 1)
+        line = {"run": settings["run"], "fold": fold, "score": score, "git": git["sha"], "dirty": git["dirty"]}
+        line |= {"settings": settings_hash(settings, FREE), "folds": header["folds_hash"][:12], "seconds": seconds}
+        runs.add_to_ledger(line)
+        runs.finish_fold(folder, line)
+        print(f"fold {fold}: score {'-' if score is None else f'{score:.4f}'} in {seconds:.0f} s -> {folder}")
+    devices.barrier()
+
+
+def finish_run(session, rows, known, machine):
+    """When the last fold has ended: what post-processing learns from all of them, and the score over all rows."""
+    task, run = session.task, runs.RUNS / session.settings["run"]
+    if not machine.main or not set(map(str, known)) <= set(runs.finished_folds(run)):
+        return
+    frame = task.read_run(run)
+    atomic_write(run / "post.json", json.dumps(task.fit_post(rows, frame), indent=1) + "\n")
+    print(f"all {len(known)} folds: out-of-fold score {task.score(rows, frame)['score']:.4f} over {len(frame)} rows")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    session = begin_training(argv)
+    task, settings = session.task, session.settings
+    check_expected(settings, settings["expect"])
+    devices.set_threads()
+    machine = devices.start_machine(settings["device_type"], settings["amp"])
+    rows = task.read_rows(session.data, settings)
+    folds_path = find_folds(session, rows, machine)
+    rows = join_folds(rows, read_folds(folds_path), folds_path, dropped=task.dropped_ids(settings))
+    check_groups(rows, folds_path)
+    known = runs.expected_folds(rows)
+    if settings["check"]:
+        train_rows, _ = split_rows(rows, choose_folds(session, known)[0])
+        check_recipe(task, settings, train_rows, machine, runs.RUNS / settings["run"])
+        return
+    for fold in choose_folds(session, known):
+        train_fold(session, rows, fold, folds_path, machine)
+    finish_run(session, rows, known, machine)
+    devices.stop_processes()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

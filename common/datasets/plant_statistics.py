@@ -18,10 +18,11 @@ PLANT_STATISTICS_VERSION = 1
 
 
 def channel_maps(image: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8 RGB (H,W,3) -> float32 maps (500, 500*W/H): Lab, green and red indices, chroma, hue in radians, ..."""
-    height, width = WORK_HEIGHT, round(WORK_HEIGHT * image.shape[1] / image.shape[0])
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    """uint8 RGB (H,W,3) -> float32 maps (about 500 rows): Lab, green and red indices, chroma, hue in radians, ..."""
+    # a photo of cells (2 x 252 rows) is near enough: resampling it would only blur the finest texture
+    if abs(image.shape[0] / WORK_HEIGHT - 1) > 0.02:
+        size = round(WORK_HEIGHT * image.shape[1] / image.shape[0]), WORK_HEIGHT
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     scaled = np.ascontiguousarray(image).astype(np.float32) / 255
     lab = cv2.cvtColor(scaled, cv2.COLOR_RGB2LAB)
     hsv = cv2.cvtColor(scaled, cv2.COLOR_RGB2HSV)

@@ -174,12 +174,13 @@ def fit_extratrees(x, y, groups, seed, params) -> Callable:
 
 
 HEADS = {"ridge": fit_ridge, "svr": fit_svr, "gp": fit_gp, "extratrees": fit_extratrees}
-COMMON = {"targets": "none", "components": 0}
+# Masses are skewed with many zeros: on the 91 photos the square root gained .01 to .04 for all but the trees.
+COMMON = {"targets": "sqrt", "components": 0}
 DEFAULTS = {
     "ridge": {**COMMON, "alpha": 0.0, "choose": "evidence"},
     "svr": {**COMMON, "c": 10.0, "gamma": 0.1, "epsilon": 0.1},
     "gp": {**COMMON, "rbf": True},
-    "extratrees": {**COMMON, "trees": 300, "leaf": 3, "share": 0.3},
+    "extratrees": {**COMMON, "targets": "none", "trees": 300, "leaf": 3, "share": 0.3},
 }
 
 

@@ -41,7 +41,7 @@ def make_parser(script: str, task: Task, tasks: dict[str, Task], description: st
     parser = Parser(prog=f"{script}.py", description=description)
     where = parser.add_argument_group("task and data")
     where.add_argument("--task", choices=list(tasks), default=task.name, help="the competition")
-    where.add_argument("--data", type=Path, help="its folder; else a Kaggle mount, data/<slug>/ or the demo set")
+    where.add_argument("--data", type=Path, help="its folder, or demo; else a Kaggle mount, data/<slug>/, demo")
     where.add_argument("--cache", type=Path, default=CACHE, help="folder for what is computed once")
     return parser
 
@@ -73,6 +73,7 @@ def begin(
         defaults.append(("[demo defaults]", task.demo_defaults))
     args = parse_settings(parser, argv, [*defaults, *layers])
     if not quiet and split is not None:
-        note = f"DEMO DATA: no data given or found, so this is the built-in demo set ({source.path})"
+        why = "as asked," if data == "demo" else "no data given or found, so this is"
+        note = f"DEMO DATA: {why} the built-in demo set ({source.path})"
         print(note if source.kind == "demo" else f"data: {source.path} ({source.kind})")
     return Session(task, source, args, plain_settings(args))

@@ -33,6 +33,6 @@ def check_recipe(task, settings: dict, train_rows, machine, folder) -> float:
     parts["loss"].backward()
     torch.optim.AdamW(parameters).step()
     gradient = sum(float(p.grad.norm()) ** 2 for g in parameters for p in g["params"] if p.grad is not None) ** 0.5
-    shown = ", ".join(f"{key} {float(value):.4f}" for key, value in parts.items())
+    shown = ", ".join(f"{key} {value.item():.4f}" for key, value in parts.items())
     print(f"one step: {shown}; gradient norm {gradient:.3f}; nothing was saved")
-    return float(parts["loss"])
+    return parts["loss"].item()

@@ -121,7 +121,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         means = {f"train_{key}": value / max(rows, 1) for key, value in sums.items()}
         speed = {"lr": lr, "sec": seconds, "images_s": rows * self.machine.world / seconds, "wait": waited / seconds}
-        return {"epoch": epoch, "step": self.global_step, **means, **speed}
+        return {"epoch": epoch + 1, "step": self.global_step, **means, **speed}
 
     def say_estimate(self, epoch_seconds: float) -> None:
         total = epoch_seconds * self.epochs
@@ -237,7 +237,7 @@ def fit_closed_form(model, loader, groups: dict, validate, folder: Path, header:
     model.to(device).eval()
     model.fit_rows(loader, groups, device)
     seconds = time.perf_counter() - started
-    record = {"epoch": 0, "step": 0, "sec": round(seconds, 3), **validate(model, 0), "gb": peak_memory_gb(device)}
+    record = {"epoch": 1, "step": 0, "sec": round(seconds, 3), **validate(model, 0), "gb": peak_memory_gb(device)}
     record["best"] = record["score"]
     content = {**header, "epoch": 0, "score": record["score"], "state_dict": model.state_dict(), "ema": None}
     for name in ("best.pt", "last.pt"):

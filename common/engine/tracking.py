@@ -53,18 +53,18 @@ class Tracker:
             return
         score = "-" if record["score"] is None else f"{record['score']:.4f}"
         tqdm.write(
-            f"epoch {record['epoch'] + 1:3d}/{trainer.epochs}  loss {record['train_loss']:.4f}  score {score}  "
+            f"epoch {record['epoch']:3d}/{trainer.epochs}  loss {record['train_loss']:.4f}  score {score}  "
             f"lr {record['lr']:.1e}  {record['sec']:.1f} s  {record['images_s']:.0f} images/s  "
             f"waiting {record['wait']:.0%}  {record['gb']:.1f} GB{'  saved best' if improved else ''}"
         )
         if self.writer:
             for key, value in record.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
-                    self.writer.add_scalar(key, value, record["epoch"] + 1)
+                    self.writer.add_scalar(key, value, record["epoch"])
             self.writer.flush()
         every = self.settings["samples_every"]
-        if every and self.frame is not None and (record["epoch"] + 1) % every == 0:
-            self.draw(f"epoch{record['epoch'] + 1:03d}")
+        if every and self.frame is not None and record["epoch"] % every == 0:
+            self.draw(f"epoch{record['epoch']:03d}")
 
     def draw(self, name: str) -> None:
         """A few validation rows with truth and prediction, into samples/."""

@@ -548,10 +548,10 @@ def test_bars_end_where_their_values_are():
 
 
 def test_sections_with_the_same_title_get_their_own_address(tmp_path):
-    parts = [{"title": "A b!", "blocks": []}, {"title": "a B", "blocks": [report.paragraph("x < y")]}]
+    parts = [{"title": "A <b>!", "blocks": []}, {"title": "a B", "blocks": [report.paragraph("x < y")]}]
     report.write_report(tmp_path / "r.html", {"title": "t", "sections": parts})
     page = Page((tmp_path / "r.html").read_text())
-    assert page.ids == ["a-b", "a-b-2"] and "x < y" in page.text
+    assert page.ids == ["a-b", "a-b-2"] and "x < y" in page.text and page.text.count("A <b>!") == 2
     with pytest.raises(InputError, match="at least one section"):
         report.write_report(tmp_path / "r2.html", {"title": "t", "sections": []})
 
@@ -584,7 +584,7 @@ def test_curves_file(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     picture = cv2.imread(str(curves.write_curves(tmp_path / "curves.png", lines, title="a $\\bad_{$ title")))
     assert picture.shape == (500, 1800, 3) and picture.std() > 5
-    curves.write_curves(tmp_path / "nothing.png", [])
+    curves.write_curves(tmp_path / "nothing.png", [{"epoch": 0, "$\\bad_{$ loss": 1.0}])
     with pytest.raises(InputError, match="cannot be written as '.gif'"):
         curves.write_curves(tmp_path / "curves.gif", lines)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.jsonl", "nothing.png"]
@@ -623,7 +623,7 @@ def test_contact_sheet_and_samples(tmp_path, monkeypatch):
     target = np.arange(15.0).reshape(3, 5)
     valid = np.ones((3, 5), bool)
     valid[1, 2] = False
-    target[1, 2] = np.nan
+    target[1, 2] = 77.0  # a value that is not valid must not be shown
     seen = []
     draw = contact_sheet.draw_sheet
     monkeypatch.setattr(contact_sheet, "draw_sheet", lambda *a: seen.append(a[5]) or draw(*a))

@@ -61,7 +61,6 @@ def draw_sheet(images, ids, grid, mean, std, captions: list[str], title: str, pa
     for axis, halves, name, caption in zip(axes, pictures, ids, captions, strict=False):
         draw_pair(axis, halves, grid, str(name))
         look = {"fontsize": 8, "color": colour("ink"), "va": "top", "linespacing": 1.5, "family": "monospace"}
-        look["parse_math"] = False
         axis.text(0, -0.04, caption, transform=axis.transAxes, **look)
     figure.suptitle(title, fontsize=10, color=colour("muted"), x=0.01, ha="left", parse_math=False)
     return atomic_write(path, picture_bytes(figure, dpi=110, kind=Path(path).suffix))

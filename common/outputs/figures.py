@@ -39,7 +39,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
     "font.size": 10,
     "axes.unicode_minus": True,
     "axes.spines.top": False,
@@ -77,9 +76,9 @@ def plain_axes(axis: Axes, *, x: str = "", y: str = "", grid: str = "both", size
         axis.grid(True, axis=grid, color=colour("rule"), linewidth=0.6)
     axis.set_axisbelow(True)
     if x:
-        axis.set_xlabel(x, color=colour("muted"), fontsize=size)
+        axis.set_xlabel(x, color=colour("muted"), fontsize=size, parse_math=False)
     if y:
-        axis.set_ylabel(y, color=colour("muted"), fontsize=size)
+        axis.set_ylabel(y, color=colour("muted"), fontsize=size, parse_math=False)
     return axis
 
 

@@ -109,6 +109,8 @@ def test_swap_exchanges_halves_with_its_probability(rows):
             swapped.append(torch.equal(image, base.flip(0)))
             assert swapped[-1] or torch.equal(image, base)
     assert 75 <= sum(swapped) <= 125
+    by_epoch = np.reshape(swapped, (25, 8))
+    assert (by_epoch.any(0) & ~by_epoch.all(0)).all() and (by_epoch.any(1) & ~by_epoch.all(1)).sum() > 20
     assert all(torch.equal(dataset(rows, swap_prob=1.0)[i]["image"], plain[i]["image"].flip(0)) for i in range(3))
 
 

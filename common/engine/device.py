@@ -68,10 +68,16 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
 
 
 def set_threads() -> None:
-    """Share the cores once: OpenCV one thread (loader workers multiply it), torch the cores of this process."""
+    """Share the cores once: OpenCV one thread (loader workers multiply it), torch the cores of this process.
+
+    OMP_NUM_THREADS has the say where the user set it; torchrun sets it to 1 unasked, which does not count.
+    """
     import cv2
 
     cv2.setNumThreads(1)
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit() and "LOCAL_WORLD_SIZE" not in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -41,6 +40,14 @@ def aux_labels(rows: pd.DataFrame, spec: dict, aux_targets) -> dict:
     return aux_targets(rows) if aux_targets and spec["model"].get("aux") else {}
 
 
+def mixing(rows: pd.DataFrame, settings: dict) -> Mix | None:
+    """MixUp and CutMix as the options ask; None where neither is on."""
+    if not settings["mixup_prob"] and not settings["cutmix_prob"]:
+        return None
+    names = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_alpha")
+    return Mix(rows, seed=settings["seed"], within=settings["mix_within"], **{name: settings[name] for name in names})
+
+
 def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets=None, plain=False) -> StereoDataset:
     """The training rows, augmented, swapped and mixed; plain=True augments alone (for stored features)."""
     aux = aux_labels(rows, spec, aux_targets)
@@ -51,12 +58,6 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets
         seed=settings["seed"],
         photometric_independent=settings["photometric_independent"],
     )
-    mix = None
-    if not plain and (settings["mixup_prob"] or settings["cutmix_prob"]):
-        names = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_alpha")
-        mix = Mix(
-            rows, seed=settings["seed"], within=settings["mix_within"], **{name: settings[name] for name in names}
-        )
     return StereoDataset(
         rows,
         outputs=spec["outputs"],
@@ -66,7 +67,7 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets
         seed=settings["seed"],
         augment=augment if probabilities else None,
         swap_prob=0.0 if plain else settings["swap_prob"],
-        mix=mix,
+        mix=None if plain else mixing(rows, settings),
         mask_stamp=spec["mask_stamp"],
         photo_size=pair(spec["photo_size"]),
         cache=settings["cache"] if settings["cache_images"] else None,
@@ -130,20 +131,15 @@ def prepare_stored(model, train_rows, valid_rows, spec, settings, run: Path, dev
 
 
 def stored_rows(store, rows: pd.DataFrame, spec: dict, settings: dict, *, aux: dict, train: bool) -> FeatureDataset:
-    target = rows[spec["outputs"]].to_numpy(np.float32)
-    columns = settings["mix_within"]
     return FeatureDataset(
         store,
-        rows["id"],
-        np.nan_to_num(target),
-        valid=np.isfinite(target),
-        aux=aux,
+        rows,
+        outputs=spec["outputs"],
         train=train,
         seed=settings["seed"],
         swap_prob=settings["swap_prob"],
-        mixup_alpha=settings["mixup_alpha"],
-        mixup_prob=settings["mixup_prob"],
-        mix_label=rows[columns].astype(str).agg("|".join, axis=1) if columns else None,
+        mix=mixing(rows, settings) if train else None,
+        aux=aux,
     )
 
 

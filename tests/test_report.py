@@ -464,7 +464,8 @@ def test_weights_of_members(made, undrawn, tmp_path):
 
 def test_interval_and_its_verdict(made, undrawn, tmp_path):
     page = made[0]
-    text = "two_by_two: +0.0100, 95 % interval \N{MINUS SIGN}0.0020 to +0.0200 (paired bootstrap over 12 groups)"
+    text = "two_by_two, post-processed alike: +0.0100, 95 % interval \N{MINUS SIGN}0.0020 to +0.0200"
+    text += " (paired bootstrap over 12 groups)"
     assert text + "; the difference is not established." in page.text
     sure = {"against": "x", "difference": 0.01, "low95": 0.002, "high95": 0.02, "groups": 12}
     page, _ = full_report(tmp_path / "r.html", make_rows(), interval=sure)

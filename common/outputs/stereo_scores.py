@@ -86,13 +86,12 @@ def interval_text(facts: dict) -> str:
         return paragraph(
             "No bootstrap interval: there is nothing to compare with, or it was not asked for.", kind="why alone"
         )
-    low, high, digits = interval["low95"], interval["high95"], 4
+    low, high = interval["low95"], interval["high95"]
     verdict = "the difference is not established" if low <= 0 <= high else "the difference holds"
     over = f" over {interval['groups']} groups" if interval.get("groups") else " over groups"
+    gain, low, high = (number(value, 4, signed=True) for value in (interval["difference"], low, high))
     return paragraph(
-        f"The honest score against {interval['against']}: {number(interval['difference'], digits, signed=True)}, "
-        "95 % interval "
-        f"{number(low, digits, signed=True)} to {number(high, digits, signed=True)} "
+        f"The honest score against {interval['against']}, post-processed alike: {gain}, 95 % interval {low} to {high} "
         f"(paired bootstrap{over}); {verdict}."
     )
 

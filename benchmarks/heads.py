@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.datasets.mixing import Mix
 from common.datasets.sampling import EpochBatches, make_loader
+from common.engine.device import Machine
 from common.engine.loop import Trainer
 from common.engine.predict import predict
 from common.engine.schedule import Stage
@@ -99,6 +100,9 @@ class BackboneElsewhere(torch.nn.Module):
     """In place of the backbone while heads train on stored features, as in train.py."""
 
     frozen = True
+
+    def freeze(self, frozen: bool = True) -> None:
+        assert frozen, "there is no backbone to train"
 
 
 def to_pred(model, outputs) -> dict:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
@@ -78,7 +79,10 @@ def save_external(run_folder: Path, state: dict, digest: str) -> str:
     target = run_folder / name
     if not target.exists():
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        atomic_write(target, lambda temporary: save_file(tensors, temporary))
+        try:
+            atomic_write(target, lambda temporary: save_file(tensors, temporary))
+        except SafetensorError as error:
+            raise InputError(f"{target}: cannot be written ({str(error)[:100]}); free disk space") from error
     return name
 
 
@@ -92,6 +96,15 @@ def load_external(checkpoint: Path, name: str) -> dict:
     )
 
 
+def whole_state(path: Path, content: dict, use: str) -> dict:
+    """The state dict to use with the frozen part that is stored beside the folds."""
+    state, external = dict(weights_of(content, use)), content.get("external")
+    if external:
+        frozen = load_external(Path(path), external["file"])
+        state.update({external["prefix"] + key: value for key, value in frozen.items()})
+    return state
+
+
 def build(path: Path, tasks: dict, *, use: str = "ema", device="cpu"):
     """(model, content): the one way any script gets a trained model. Never downloads.
 
@@ -103,13 +116,9 @@ def build(path: Path, tasks: dict, *, use: str = "ema", device="cpu"):
     if spec.get("task") not in tasks:
         raise InputError(f"{path}: made for task {spec.get('task')!r}, which is not known here ({', '.join(tasks)})")
     model = tasks[spec["task"]].build_model(spec)
-    state = dict(weights_of(content, use))
     external = content.get("external")
-    if external:
-        frozen = load_external(path, external["file"])
-        state.update({external["prefix"] + key: value for key, value in frozen.items()})
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(whole_state(path, content, use), strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: weights do not fit the model its spec describes ({detail})") from error

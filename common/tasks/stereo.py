@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.stereo import collate, init_worker
-from common.engine.checkpoint import load_checkpoint, weights_of
+from common.engine.checkpoint import load_checkpoint, whole_state
 from common.engine.schedule import Stage
 from common.errors import InputError
 from common.losses.regression import build_loss
@@ -88,7 +88,7 @@ def init_from(model, path: Path) -> str:
         if not found:
             raise InputError(f"--init {path}: no last.pt there; name a checkpoint, a fold or a run")
         path = found[0]
-    state, own = weights_of(load_checkpoint(path), "ema"), model.state_dict()
+    state, own = whole_state(path, load_checkpoint(path), "ema"), model.state_dict()
     fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fits:
         raise InputError(f"--init {path}: nothing in it fits this model; it was made with another backbone")

@@ -1,6 +1,10 @@
 """The one exception that users see: a line that says what is wrong, in which file, and what to do."""
 
+import errno
 import sys
+
+NO_ROOM = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "write elsewhere",
+           errno.EACCES: "check its rights"}  # fmt: skip
 
 
 class InputError(Exception):
@@ -8,14 +12,22 @@ class InputError(Exception):
 
 
 def run_script(main, argv=None) -> int:
-    """Exit code of `main(argv)`: an InputError becomes one line on stderr and code 2, unless --debug asks for all."""
+    """Exit code of `main(argv)`: an InputError becomes one line on stderr and code 2, unless --debug asks for all.
+
+    So does a disk that is full or must not be written, wherever a library meets it.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if "--debug" in argv:
         return main(argv) or 0
     try:
         return main(argv) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; {NO_ROOM[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by the keyboard; --resume goes on", file=sys.stderr)

@@ -176,10 +176,13 @@ class Trainer:
                 self.save("best.pt", self.evaluated.state_dict())
             if self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early():
                 self.save("last.pt", self.model.state_dict(), **self.resume_state())
-            atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+            self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
         device_module.barrier()
+
+    def write_log(self) -> None:
+        atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     def own_state(self, state: dict) -> dict:
         """A state dict without the part that is stored once for all folds."""
@@ -221,6 +224,8 @@ class Trainer:
         self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
         self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
         set_rng_state(content["rng"])
+        if self.machine.main:
+            self.write_log()  # a kill between last.pt and the log would leave the log a line short for good
 
 
 def load_own(model: torch.nn.Module, state: dict, external: dict | None) -> None:

@@ -16,6 +16,7 @@ from common.settings import changed_settings, write_settings
 
 RUNS = Path("runs")
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
+THIS_CALL = {"check", "expect", "force", "resume"}  # of one call, not of what is trained
 LEDGER_COLUMNS = ("run", "fold", "score", "git", "dirty", "settings", "folds", "seconds")
 
 
@@ -64,7 +65,7 @@ def claim_fold(folder: Path, settings: dict, *, ignore: set[str], resume: bool, 
         for name in ("finished.json", "last.pt", "best.pt", "log.jsonl", "oof.csv"):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder / "args.yaml", settings)
+    write_settings(folder / "args.yaml", {key: value for key, value in settings.items() if key not in THIS_CALL})
     return "resume" if resume else "new"
 
 

@@ -82,6 +82,8 @@ def predict_run(session, run: Path, machine, rows):
     """Frame of one run: test rows by the mean of all folds, or each fold's validation rows by that fold."""
     task, args = session.task, session.args
     loaded = load_run(run, task, args.fold, args.use, machine.device)
+    if args.rows == "oof" and loaded[0][0] == "all":
+        raise InputError(f"{run}: --rows oof needs folds, a full fit has no validation rows; train.py --train-folds …")
     spec, trained = loaded[0][2]["spec"], loaded[0][2]["args"]
     views = check_views(args.tta, spec["views"])
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
@@ -92,7 +94,8 @@ def predict_run(session, run: Path, machine, rows):
         frames, bad = [task.make_frame(predicted, spec)], bad_ids(predicted)
     else:
         frames, bad = [], []
-        joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv")
+        dropped = task.dropped_ids(runs.run_settings(run))
+        joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv", dropped=dropped)
         for fold, model, content in loaded:
             part = joined[joined["fold"] == int(fold)].reset_index(drop=True)
             predicted = predict_rows(task, [model], part, content["spec"], settings, machine, progress=fold, **options)

@@ -90,17 +90,14 @@ def begin_training(argv):
 def find_folds(session, rows, machine):
     """The path of the folds: named, the run's own, the data folder's, or made by the default scheme beside the run."""
     own = runs.RUNS / session.settings["run"] / "folds.csv"
-    if session.args.folds:
-        source = session.args.folds
-    elif own.is_file():
-        return own
-    else:
-        source = session.data / "folds.csv"
+    begun = own.is_file() and any(own.parent.glob("fold*/args.yaml"))  # a mere --check leaves folds that bind nobody
+    source = session.args.folds or (own if begun else session.data / "folds.csv")
+    devices.barrier()  # every process has looked before the first one writes
     if source.is_file() or session.args.folds:
         read_folds(source)
-        if own.is_file() and folds_hash(own) != folds_hash(source):
+        if begun and folds_hash(own) != folds_hash(source):
             raise InputError(f"--folds {source}: the run {own.parent} was begun with other folds; name another --run")
-        if machine.main:
+        if machine.main and not begun:
             atomic_write(own, source.read_bytes())
         print(f"folds: {source}")
     else:
@@ -118,6 +115,8 @@ def choose_folds(session, known: list[int]) -> list:
     if args.fold is not None and args.train_folds:
         raise InputError("--fold and --train-folds: give one of them")
     if args.fold == "all":
+        if args.use == "best":
+            raise InputError("--use best: a full fit has no score to be best by; use ema or last with --fold all")
         return ["all"]
     wanted = args.train_folds if args.train_folds else known
     if args.fold is not None:
@@ -131,9 +130,10 @@ def choose_folds(session, known: list[int]) -> list:
 
 
 def split_rows(rows, fold):
-    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on."""
+    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, fold -1 no part."""
+    rows = rows[rows["fold"] >= 0]
     if fold == "all":
-        return rows[rows["fold"] >= 0].reset_index(drop=True), None
+        return rows.reset_index(drop=True), None
     held = rows["fold"] == fold
     return rows[~held].reset_index(drop=True), rows[held].reset_index(drop=True)
 
@@ -176,6 +176,8 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
     """The history of epochs: the loop for what is trained by gradient, one pass for what is fitted in closed form."""
     task, settings = session.task, session.settings
     if getattr(model, "closed_form", False):
+        if machine.world > 1:
+            raise InputError(f"--head {settings['head']}: is fitted by one process; start train.py without torchrun")
         groups = dict(zip(train_rows["id"], train_rows["group"], strict=True))
         return fit_closed_form(model, loaders["train"], groups, tracker.validate, folder, header, machine.device)
     parameters, stages = task.plan(model, settings)

@@ -23,7 +23,6 @@ class Prepared:
     init_worker: Callable | None = None
     external: dict | None = None
     restore: Callable[[], None] = lambda: None
-    valid_collate: Callable | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,15 @@ def demo_facts(source: Source) -> dict:
     return json.loads(path.read_text()) if source.kind == "demo" or path.is_file() else {}
 
 
+def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -> Source:
+    """The data folder of a call: none where it reads no data, the demo set where `data` is demo, else find_data's."""
+    if split is None:
+        return Source(Path("."), "none")
+    if data == Path("demo"):
+        return Source(demo_folder(task, cache), "demo")
+    return find_data(task.slug, task.markers[split], data, lambda: demo_folder(task, cache))
+
+
 def begin(
     parser: Parser, task: Task, argv: list[str], *, split: str | None = "train", layers=(), quiet=False
 ) -> Session:
@@ -67,7 +76,7 @@ def begin(
     written = read_config(Path(config)) if config else {}
     data = peek(argv, "--data", written.get("data"))
     cache = Path(peek(argv, "--cache", written.get("cache") or CACHE))
-    source = find_data(task.slug, task.markers[split], Path(data) if data else None, lambda: demo_folder(task, cache))
+    source = open_source(task, Path(data) if data else None, split, cache)
     defaults = [("[task defaults]", task.defaults)]
     if source.kind == "demo" or (source.path / "demo.json").is_file():
         defaults.append(("[demo defaults]", task.demo_defaults))

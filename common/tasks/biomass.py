@@ -207,7 +207,6 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
     """report.html of an ensemble: the tables of the judgement, the members' curves, the photos where they are."""
     rows = judgement["rows"]
     photos = "path" in rows and all(Path(name).is_file() for name in rows["path"])
-    blend, interval = judgement["blend"], judgement["interval"]
     return write_stereo_report(
         path,
         title="Pasture biomass, out of fold",
@@ -218,12 +217,9 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
         honest=judgement["honest"],
         before_physics=judgement["before"],
         scores=judgement["scores"] | beside,
-        blend={"kind": blend["kind"], "members": blend["members"], "weights": np.array(blend["weights"]).T},
+        blend=judgement["blend"],
         gains=judgement["gains"],
-        interval=None if interval is None else {
-            "against": interval["against"], "difference": interval["difference"], "low": interval["low95"],
-            "high": interval["high95"], "groups": interval["groups"],
-        },
+        interval=judgement["interval"],
         coverage=interval_coverage(rows, members),
         findings=check_data(rows),
         read_photo=(lambda name: read_photo(name, None)) if photos else None,

@@ -19,6 +19,7 @@ from common.models.classical import (
     fit_head,
     fit_ridge,
     grouped_parts,
+    grouped_score,
     pool_features,
     ridge_path,
 )
@@ -98,6 +99,8 @@ def test_ridge_takes_the_penalty_with_the_best_grouped_score():
             pred = np.maximum(model.predict(standardised(x[fit], x[held])), 0)
             error += ((pred - y[held]) ** 2 * weights).sum()
         errors.append(error)
+    scores = grouped_score(x, y, groups, 7, DEFAULTS["ridge"] | {"targets": "none"}, ALPHAS)
+    np.testing.assert_allclose(scores, -np.array(errors), rtol=1e-6)
     best = ALPHAS[int(np.argmin(errors))]
     assert 0 < int(np.argmin(errors)) < len(ALPHAS) - 1, "the test needs a best penalty inside the path"
     expected = Ridge(alpha=best * x.shape[1]).fit(standardised(x, x), y).predict(standardised(x, x))

@@ -43,6 +43,12 @@ def test_cover_counts_the_green_share():
     assert abs(green - 0.3) < 0.02 and lowest < 0.02 and highest > 0.95
 
 
+def test_black_with_a_green_tint_is_dark_not_green():
+    photo = np.full((100, 200, 3), (2, 8, 2), np.uint8)
+    values = named(plant_statistics(photo), "cover").reshape(9, 4)[:, 0]
+    assert values[0] < 0.1 and values[5] > 0.9
+
+
 def test_larger_leaves_go_in_larger_openings():
     small, large = (named(plant_statistics(make_photo(leaf=leaf)), "granulometry") for leaf in (2, 12))
     assert (np.diff(small[:6]) >= -1e-6).all(), "a larger opening removes no less"
@@ -55,6 +61,16 @@ def test_lines_are_more_coherent_than_discs():
         cv2.line(lines, (x, 0), (x + 20, 120), (60, 150, 50), 2)
     first = [named(plant_statistics(photo), "orientation")[0] for photo in (lines, make_photo())]
     assert first[0] > first[1] + 0.1
+
+
+def test_coherence_is_the_same_in_every_direction():
+    y, x = np.mgrid[:500, :500]
+    found = []
+    for angle in (0, 30, 45, 90):
+        wave = np.sin((x * np.cos(np.radians(angle)) + y * np.sin(np.radians(angle))) / 4)
+        photo = np.repeat((120 + 60 * wave)[..., None], 3, 2).astype(np.uint8)
+        found.append(named(plant_statistics(photo), "orientation")[:2])
+    assert np.min(found) > 0.9
 
 
 def test_openings_equal_scipy():

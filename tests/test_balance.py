@@ -86,9 +86,12 @@ def test_incremental_cost_equals_the_cost_of_the_answer():
 def test_search_is_a_function_of_the_seed():
     rows = toy_rows(seed=7)
     matrix, group = matrix_of(rows), visits(rows)
-    first, again, other = (balance.balanced_groups(matrix, group, 5, seed=s, restarts=2, steps=3000) for s in (1, 1, 2))
-    assert (first == again).all()
-    assert (first != other).any()
+    first, again = (
+        [balance.balanced_groups(matrix, group, 5, seed=s, restarts=1, steps=200).tolist() for s in range(4)]
+        for _ in range(2)
+    )
+    assert first == again
+    assert len(set(map(tuple, first))) == 4
 
 
 @pytest.mark.parametrize("folds", [2, 5, 11, 12])

@@ -22,6 +22,7 @@ from common.datasets.transforms import StereoAugment
 from common.errors import InputError, run_script
 
 OUTPUTS = ("mass",)
+QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 85]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WANTED = {504: 3.5, 1036: None}  # 2x2 cells of 252 and of 518 pixels
 
@@ -50,7 +51,7 @@ def make_photos(folder: Path, count: int) -> list[Path]:
             shape = (1000 // scale + 1, 2000 // scale + 1, 3)
             layer = draws.standard_normal(shape, np.float32) * weight
             photo += cv2.resize(layer, (2000, 1000), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(path), np.clip(photo + (60, 130, 110), 0, 255).astype(np.uint8))
+        cv2.imwrite(str(path), np.clip(photo + (60, 130, 110), 0, 255).astype(np.uint8), QUALITY)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import cv2
 import numpy as np
@@ -188,6 +189,35 @@ def test_neither_workers_nor_batch_size_change_a_sample(rows, tmp_path, workers,
     assert torch.equal(torch.cat([batch["aux"]["state"] for batch in batches]), wanted["aux"]["state"])
     first = batches[0]["image"]
     assert type(first) is torch.Tensor and first.shape == (batch_size, 2, 3, *SIZE) and first.is_contiguous()
+
+
+def test_memory_of_a_worker_is_not_used_again_before_it_arrived(rows):
+    data = dataset(rows, swap_prob=0.5)
+    keys = [(epoch, i) for epoch in range(4) for i in range(8)]
+    loader = DataLoader(
+        data, sampler=keys, num_workers=1, prefetch_factor=4, collate_fn=collate, multiprocessing_context="fork"
+    )
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        time.sleep(0.03)  # a model that trains, while the worker runs ahead
+    assert all(torch.equal(b["image"][0], data[key]["image"]) for b, key in zip(batches, keys, strict=True))
+
+
+def test_memory_is_given_back_when_it_arrived():
+    pairs = [tuple(np.full((2, *SIZE, 3), k, np.uint8)) for k in range(3)]
+    tables = stereo.normalising_tables(MEAN, STD)
+    sent = [stereo.Unfinished([pair], tables, SIZE).__reduce__() for pair in pairs]
+    try:
+        assert len(stereo.SLOTS) == 3
+        arrived = [finish(*arguments) for finish, arguments in sent]
+        assert all(torch.equal(a, stereo.normalised([p], tables, SIZE)) for a, p in zip(arrived, pairs, strict=True))
+        again = stereo.Unfinished(pairs[:1], tables, SIZE).__reduce__()[1][0]
+        assert len(stereo.SLOTS) == 3 and again is stereo.SLOTS[0]
+        stereo.Unfinished(pairs, tables, SIZE).__reduce__()  # larger: what lies idle makes room
+        assert len(stereo.SLOTS) == 2
+    finally:
+        stereo.SLOTS.clear()
 
 
 def test_pickles_and_runs_in_a_spawned_worker(rows, tmp_path):

@@ -1,5 +1,6 @@
 """Biomass photos as stereo samples: two halves at the size the model cuts into cells, targets, auxiliary labels."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -221,7 +222,8 @@ def normalised(pairs: Sequence, tables: np.ndarray, size: tuple[int, int]) -> to
 class Unfinished:
     """Pairs of halves on their way out of a worker; what arrives in the main process is the normalised tensor.
 
-    Sent as bytes and normalised on arrival, because fresh shared memory is the dearest part of a decoded sample.
+    Sent as bytes in shared memory that is used again and again, and normalised on arrival: fresh shared memory is the
+    dearest part of a decoded sample, and floats need four times as much of it.
     """
 
     def __init__(self, pairs: list, tables: np.ndarray, size: tuple[int, int]):
@@ -229,14 +231,36 @@ class Unfinished:
 
     def __reduce__(self):
         known = [pair is not None for pair in self.pairs]
-        halves = torch.from_numpy(np.array([pair for pair in self.pairs if pair is not None]))
-        return finish, (halves, known, self.tables, self.size)
+        shape = (sum(known), 2, *self.size, 3)
+        slot = borrow_slot(math.prod(shape))
+        sent = iter(slot.numpy()[1 : 1 + math.prod(shape)].reshape(shape))
+        for pair in self.pairs:
+            if pair is not None:
+                np.stack(pair, out=next(sent))
+        return finish, (slot, known, self.tables, self.size)
 
 
-def finish(halves: torch.Tensor, known: list[bool], tables: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """The float32 batch of what `Unfinished` sent: halves uint8 (number known, 2, H, W, 3)."""
-    arrived = iter(halves.numpy())
-    return normalised([next(arrived) if one else None for one in known], tables, size)
+SLOTS: list[torch.Tensor] = []  # of this worker: shared uint8 memory whose first byte says that it is on its way
+
+
+def borrow_slot(count: int) -> torch.Tensor:
+    """Shared memory for `count` bytes behind its first one; `finish` gives it back by setting that byte to 0."""
+    for slot in SLOTS:
+        if slot[0] == 0 and len(slot) > count:
+            slot[0] = 1
+            return slot
+    SLOTS[:] = [slot for slot in SLOTS if slot[0] == 1 or len(slot) > count]
+    SLOTS.append(torch.ones(1 + count, dtype=torch.uint8).share_memory_())
+    return SLOTS[-1]
+
+
+def finish(slot: torch.Tensor, known: list[bool], tables: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """The float32 batch of what `Unfinished` sent."""
+    shape = (sum(known), 2, *size, 3)
+    arrived = iter(slot.numpy()[1 : 1 + math.prod(shape)].reshape(shape))
+    images = normalised([next(arrived) if one else None for one in known], tables, size)
+    slot[0] = 0
+    return images
 
 
 HASHES: dict[tuple[str, int, int], str] = {}

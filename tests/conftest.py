@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,3 +21,31 @@ def real_data(name: str) -> Path:
 @pytest.fixture
 def biomass_data() -> Path:
     return real_data("biomass")
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory) -> Path:
+    """A working folder: data/ with 18 small photos and two folds, and runs/biomass-1x1-s42 trained on both.
+
+    To be read only; a test that writes takes `tiny_copy`.
+    """
+    import tiny_data
+
+    home = tmp_path_factory.mktemp("tiny")
+    tiny_data.make_tiny(home / "data")
+    assert tiny_data.call("make_folds", "--data", "data", "--folds", "2", cwd=home) == 0
+    tiny_data.train(home)
+    return home
+
+
+@pytest.fixture
+def tiny_copy(tiny_home, tmp_path) -> Path:
+    """The working folder of `tiny_home` for one test to change."""
+    return shutil.copytree(tiny_home, tmp_path / "home")
+
+
+@pytest.fixture
+def tiny_empty(tiny_home, tmp_path) -> Path:
+    """A working folder with the same data/ and folds, and no run."""
+    shutil.copytree(tiny_home / "data", tmp_path / "home" / "data")
+    return tmp_path / "home"

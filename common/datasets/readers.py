@@ -109,7 +109,7 @@ def find_stamp(image: np.ndarray) -> np.ndarray:
 
 
 def stamp_line(seeds: np.ndarray) -> np.ndarray | None:
-    """uint8 mask: what `seeds` holds along the longest line of glyph-like components; None where none is long enough."""
+    """uint8 mask: what `seeds` holds along the longest line of glyph-like marks; None where none is long enough."""
     joined = cv2.morphologyEx(seeds, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     count, _, stats, centres = cv2.connectedComponentsWithStats(joined, connectivity=8)
     tall = (stats[:, cv2.CC_STAT_HEIGHT] >= GLYPH_HEIGHT[0]) & (stats[:, cv2.CC_STAT_HEIGHT] <= GLYPH_HEIGHT[1])

@@ -20,6 +20,10 @@ class EpochBatches(Sampler):
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
+    def rows_of(self, step: int) -> int:
+        """Rows of a global batch, of all processes together."""
+        return min(self.batch_size, self.count - step * self.batch_size)
+
     def __iter__(self):
         order = epoch_order(self.count, self.seed, self.epoch) if self.shuffle else np.arange(self.count)
         for start in range(0, self.count, self.batch_size):

@@ -146,16 +146,24 @@ def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
 
 
-def gather_predictions(part: dict) -> dict:
-    """The predictions of all processes (engine.predict's answer), rank after rank, on every process."""
+def gather_predictions(part: dict, ids: list[str]) -> dict:
+    """The predictions of all processes (engine.predict's answer) in the order of these ids, on every process.
+
+    A row that a process was given as padding is there once.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return part
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
+    place = {name: position for position, name in enumerate(sum((one["id"] for one in parts), []))}
+    order = [place[name] for name in ids]
     joined = {}
     for key, value in part.items():
         pieces = [one[key] for one in parts]
-        joined[key] = np.concatenate(pieces, axis=1) if isinstance(value, np.ndarray) else sum(pieces, [])
+        if isinstance(value, np.ndarray):
+            joined[key] = np.concatenate(pieces, axis=1)[:, order]
+        else:
+            joined[key] = [sum(pieces, [])[position] for position in order]
     return joined
 
 

@@ -111,7 +111,7 @@ class Trainer:
             waited += time.perf_counter() - asked
             lr = set_lr(self.optimizer, self.stages, epoch, step, steps)
             parts = self.train_step(batch, epoch, step, steps)
-            count = len(batch["id"])
+            count = self.loader.batch_sampler.rows_of(step)
             rows += count
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + float(value) * count
@@ -120,7 +120,7 @@ class Trainer:
             asked = time.perf_counter()
         seconds = time.perf_counter() - started
         means = {f"train_{key}": value / max(rows, 1) for key, value in sums.items()}
-        speed = {"lr": lr, "sec": seconds, "images_s": rows * self.machine.world / seconds, "wait": waited / seconds}
+        speed = {"lr": lr, "sec": seconds, "images_s": rows / seconds, "wait": waited / seconds}
         return {"epoch": epoch + 1, "step": self.global_step, **means, **speed}
 
     def say_estimate(self, epoch_seconds: float) -> None:

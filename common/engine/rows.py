@@ -26,4 +26,4 @@ def predict_rows(task, models, rows, spec, settings, machine, *, views, on_bad="
     loader = make_loader(dataset, settings, machine, shuffle=False, collate=task.collate, init_worker=task.init_worker)
     device, amp = machine.device, machine.amp
     part = predict(models, loader, views=views, device=device, to_pred=task.to_pred, amp=amp, progress=progress)
-    return gather_predictions(part)
+    return gather_predictions(part, list(rows["id"]))

@@ -45,7 +45,8 @@ class Tracker:
             return {"score": None}
         device, amp = self.machine.device, self.machine.amp
         part = predict([model], self.loader, views=["identity"], device=device, to_pred=self.task.to_pred, amp=amp)
-        self.frame = self.task.make_frame(gather_predictions(part), self.spec, self.valid_rows)
+        part = gather_predictions(part, list(self.valid_rows["id"]))
+        self.frame = self.task.make_frame(part, self.spec, self.valid_rows)
         return self.task.score(self.valid_rows, self.frame)
 
     def epoch(self, trainer, record: dict, improved: bool) -> None:

@@ -20,10 +20,10 @@ from common.datasets.demo_grass import CLASSES, draw_look, draw_photo
 from common.errors import InputError
 from common.metrics.regression import weighted_r2
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 OUTPUTS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
-DENSITY = {"green": 150.0, "dead": 80.0, "clover": 90.0}
-POWER = {"green": 1.5, "dead": 1.25, "clover": 1.25}
+DENSITY = {"green": 130.0, "dead": 85.0, "clover": 100.0}
+POWER = {"green": 1.25, "dead": 1.25, "clover": 1.25}
 NOISE = 0.15
 QUALITY = 80
 STAMPED = 0.25
@@ -78,7 +78,7 @@ def plan_groups(seed: int, photos: int, table: tuple, stream: int) -> list[dict]
     for k in range(photos):
         date, state, species, _ = used[group[k]]
         kind = species[rng.integers(len(species))]
-        loads = 0.8 * seasons[group[k]] * np.exp(rng.normal(0, 0.6) + rng.normal(0, [0.45, 0.45, 0.7]))
+        loads = 0.65 * seasons[group[k]] * np.exp(rng.normal(0, 0.75) + rng.normal(0, [0.45, 0.45, 0.7]))
         loads[2] *= "lover" in kind
         plan = {"id": f"ID{ids[k]}", "date": date, "state": state, "species": kind, "look": looks[group[k]]}
         plans.append({**plan, "loads": dict(zip(CLASSES, loads.tolist(), strict=True)), "key": [seed, stream, k]})

@@ -16,9 +16,9 @@ CLASSES = ("green", "dead", "clover")
 SOIL, GREEN, DEAD, CLOVER = range(4)
 LEVELS = 14
 MARGIN = 150
-LENGTHS = {"green": (150, 330), "dead": (50, 150)}
-WIDTHS = {"green": (9, 17), "dead": (5, 10)}
-LEAFLET = (17, 27)
+LENGTHS = {"green": (220, 460), "dead": (80, 200)}
+WIDTHS = {"green": (14, 24), "dead": (9, 15)}
+LEAFLET = (26, 40)
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ def colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 def draw_look(rng: np.random.Generator, stamp: str) -> Look:
     """The look of one group, drawn at random; the ranges make colours of one group mean something else in another."""
-    hue, saturation, value = rng.uniform(62, 125), rng.uniform(0.45, 0.8), rng.uniform(0.5, 0.85)
-    straw = colour(rng.uniform(32, 52), rng.uniform(0.25, 0.55), rng.uniform(0.65, 0.9))
-    soil = colour(rng.uniform(18, 52), rng.uniform(0.2, 0.6), rng.uniform(0.25, 0.8))
+    hue, saturation, value = rng.uniform(80, 112), rng.uniform(0.5, 0.75), rng.uniform(0.55, 0.8)
+    straw = colour(rng.uniform(36, 48), rng.uniform(0.3, 0.5), rng.uniform(0.75, 0.9))
+    soil = colour(rng.uniform(18, 48), rng.uniform(0.25, 0.5), rng.uniform(0.25, 0.6))
     return Look(
         green=tuple(colour(hue, saturation, value)),
-        clover=tuple(colour(hue + rng.uniform(-6, 6), saturation, value * rng.uniform(0.9, 1.1))),
+        clover=tuple(colour(hue + rng.uniform(6, 22), saturation, value * rng.uniform(0.95, 1.15))),
         dead=tuple(straw),
         soil=tuple(soil),
-        gains=tuple(np.exp(rng.normal(0, [0.16, 0.07, 0.16]))),
+        gains=tuple(np.exp(rng.normal(0, [0.17, 0.07, 0.17]))),
         exposure=float(np.exp(rng.uniform(-0.45, 0.35))),
-        gamma=float(np.exp(rng.uniform(-0.25, 0.25))),
-        shade=float(rng.uniform(0.1, 0.6)),
+        gamma=float(np.exp(rng.uniform(-0.15, 0.15))),
+        shade=float(rng.uniform(0.1, 0.4)),
         grain=float(rng.uniform(2, 9)),
         disparity=float(rng.uniform(30, 90)),
         stamp=stamp,

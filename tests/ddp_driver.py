@@ -7,13 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-
-import train
-from common.engine import device as devices
-
 
 def main():
+    sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+    import train
+    from common.engine import device as devices
+
     stop, devices.stop_processes = devices.stop_processes, lambda: None
     for argv in json.loads(Path(sys.argv[1]).read_text()):
         train.main(argv)

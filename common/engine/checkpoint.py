@@ -5,6 +5,7 @@ such a checkpoint holds the rest and says where the backbone lies.
 """
 
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,16 @@ def load_checkpoint(path: Path, device="cpu") -> dict:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train the fold first or name another run")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch remarks on a foreign pickle; it is refused below
+            content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused, it holds more than tensors and plain types; only load our own files"
         ) from error
     except Exception as error:
-        raise InputError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:80]}); copy it again"
-        ) from error
+        reason = " ".join(str(error).split())[:80] or "empty file"
+        raise InputError(f"{path}: not a readable checkpoint ({reason}); copy it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "spec" not in content:
         raise InputError(f"{path}: not a checkpoint of this format ({FORMAT}); it was not written by this train.py")
     return content

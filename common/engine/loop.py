@@ -141,7 +141,7 @@ class Trainer:
             parts = self.loss_fn(outputs, batch)
             if not torch.isfinite(parts["loss"]):
                 raise InputError(
-                    f"loss is not finite ({float(parts['loss'])}) at epoch {epoch + 1}, step {step + 1}, rows "
+                    f"loss is not finite ({parts['loss'].item()}) at epoch {epoch + 1}, step {step + 1}, rows "
                     f"{' '.join(batch['id'])}; look at these rows, lower --lr or set --amp off; last.pt is untouched"
                 )
             self.scaler.scale(parts["loss"] / together).backward()

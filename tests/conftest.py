@@ -1,5 +1,6 @@
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +50,19 @@ def tiny_empty(tiny_home, tmp_path) -> Path:
     """A working folder with the same data/ and folds, and no run."""
     shutil.copytree(tiny_home / "data", tmp_path / "home" / "data")
     return tmp_path / "home"
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A mounted disk of 256 KB, or a skip with the reason."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no small disk can be mounted here: {error}")
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # torch keeps the file of a failed write open

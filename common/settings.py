@@ -5,6 +5,7 @@ group, defaults by layer, one-line errors with the nearest name, and the resolve
 """
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -137,8 +138,21 @@ def changed_settings(old: dict, new: dict, ignore: set[str]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
+def is_meant(value, text: str) -> bool:
+    """Whether the text says this value, as the command line would (2e-4, 3 3) or as YAML would (true, [3, 3])."""
+    words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if text in (words, str(value)):
+        return True
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):  # YAML takes 2e-4 for a word
+            return float(text) == value
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(text) == value
+    return False
+
+
 def check_expected(settings: dict, expected: list[str]) -> None:
-    """`--expect KEY=VALUE …`: InputError naming every setting that is not as expected; values are read as YAML."""
+    """`--expect KEY=VALUE …`: InputError naming every setting that is not as expected."""
     wrong = []
     for item in expected:
         key, _, text = item.partition("=")
@@ -146,7 +160,7 @@ def check_expected(settings: dict, expected: list[str]) -> None:
         if key not in settings:
             close = difflib.get_close_matches(key, settings, n=1)
             raise InputError(f"--expect {item}: no such setting{f'; did you mean {close[0]}?' if close else ''}")
-        if settings[key] != yaml.safe_load(text) and str(settings[key]) != text:
+        if not is_meant(settings[key], text):
             wrong.append(f"{key} is {settings[key]}, not {text}")
     if wrong:
         raise InputError(f"--expect: {'; '.join(wrong)}; change the recipe or the expectation")

@@ -46,7 +46,7 @@ def test_cover_counts_the_green_share():
 def test_black_with_a_green_tint_is_dark_not_green():
     photo = np.full((100, 200, 3), (2, 8, 2), np.uint8)
     values = named(plant_statistics(photo), "cover").reshape(9, 4)[:, 0]
-    assert values[0] < 0.1 and values[5] > 0.9
+    assert values[0] < 0.1 and values[6] > 0.9
 
 
 def test_larger_leaves_go_in_larger_openings():

@@ -7,20 +7,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.datasets.statistics import STATISTICS
+from common.datasets.plant_statistics import PLANT_STATISTICS_VERSION, plant_statistics
 from common.errors import InputError
 from common.models.backbone import Backbone
 from common.models.classical import ClassicalHead, fit_head, pool_features
 from common.models.stereo import cut_cells
 
-STATISTICS_KIND = "colour+texture"
-
 
 class ClosedFormRegressor(nn.Module):
     """Features of a photo -> masses, by a head of models/classical.py that `fit_rows` fits once.
 
-    statistics=True: colour and texture statistics of both halves side by side; else a frozen timm backbone on the
-    cells, averaged over cells and halves. mean, std: what the images were normalised with, to get the bytes back.
+    statistics=True: plant statistics of both halves side by side; else a frozen timm backbone on the cells, averaged
+    over cells and halves. mean, std: what the images were normalised with, to get the bytes back.
     """
 
     closed_form = True
@@ -45,16 +43,20 @@ class ClosedFormRegressor(nn.Module):
             return torch.from_numpy(pool_features(cells.cpu().numpy())).float()
         pixels = ((image * self.std + self.mean) * 255).round().clamp(0, 255).byte().cpu().numpy()
         photos = [np.concatenate(list(pair.transpose(0, 2, 3, 1)), axis=1) for pair in pixels]
-        compute = STATISTICS[STATISTICS_KIND][0]
-        return torch.from_numpy(np.stack([compute(photo) for photo in photos]))
+        return torch.from_numpy(np.stack([plant_statistics(photo) for photo in photos]))
 
     def heads(self, features: torch.Tensor) -> dict:
         if self.head is None:
             raise InputError(f"--head {self.kind}: not fitted yet; train the fold first")
-        return {"value": torch.from_numpy(self.head.predict(features.numpy()))}
+        return {"value": torch.from_numpy(self.head.predict(features.cpu().numpy()))}
 
-    def forward(self, image: torch.Tensor) -> dict:
-        return self.heads(self.embed(image))
+    def forward(self, x: torch.Tensor) -> dict:
+        """Images (5 axes) or stored features (2 axes) -> {"value": grams (B,T)}."""
+        return self.heads(x if x.ndim == 2 else self.embed(x))
+
+    def features_hash(self) -> str:
+        """Equal for two models whose features of the same image are equal."""
+        return self.backbone.content_hash() if self.backbone else f"plants-{PLANT_STATISTICS_VERSION}"
 
     def to_grams(self, outputs: dict) -> dict:
         return {"pred": outputs["value"]}
@@ -64,7 +66,8 @@ class ClosedFormRegressor(nn.Module):
         features, targets, ids = [], [], []
         for batch in loader:
             known = batch["valid"].all(dim=1)
-            features.append(self.embed(batch["image"].to(device))[known])
+            image = batch["image"].to(device)
+            features.append((image if image.ndim == 2 else self.embed(image)).cpu()[known])
             targets.append(batch["target"][known])
             ids += [name for name, whole in zip(batch["id"], known.tolist(), strict=True) if whole]
         names = [groups[name] for name in ids]

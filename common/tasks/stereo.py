@@ -47,9 +47,12 @@ def make_spec(rows: pd.DataFrame, settings: dict, *, name: str, outputs: tuple, 
             "distill": bool(aux_classes) and settings["distill"],
         }
     else:
-        statistics = settings["weights"] == "none"
-        model = common | {"kind": settings["head"], "statistics": statistics, "mean": mean, "std": std}
-        model |= {"seed": settings["seed"]}
+        model = common | {
+            "kind": settings["head"],
+            "statistics": settings["weights"] == "none",
+            "seed": settings["seed"],
+        }
+        model |= {"mean": mean, "std": std}
     return {
         "task": name,
         "outputs": list(outputs),
@@ -57,7 +60,7 @@ def make_spec(rows: pd.DataFrame, settings: dict, *, name: str, outputs: tuple, 
         "head": settings["head"],
         "model": model,
         "grid": list(grid),
-        "size": [grid[0] * cell, grid[1] * cell],
+        "size": half_size(settings),
         "mean": mean,
         "std": std,
         "photo_size": list(settings["photo_size"]),
@@ -65,6 +68,15 @@ def make_spec(rows: pd.DataFrame, settings: dict, *, name: str, outputs: tuple, 
         "views": VIEWS,
         "median": [float(value) for value in rows[list(outputs)].median()],
     }
+
+
+def half_size(settings: dict) -> list[int]:
+    """(H, W) of a half as the loader gives it: R x C cells, or the photo's own size where statistics are taken."""
+    rows, cols, cell = *settings["grid"], settings["cell_size"]
+    high, wide = settings["photo_size"]
+    if settings["head"] != "mlp" and settings["weights"] == "none" and high:
+        return [high, wide // 2]
+    return [rows * cell, cols * cell]
 
 
 def build_model(spec: dict):
@@ -154,7 +166,6 @@ def make_frame(predicted: dict, spec: dict, rows: pd.DataFrame | None = None) ->
             values = predicted[key].mean(axis=0, dtype=np.float64)
             values[bad] = spec["median"]
             frame[[name + suffix for name in outputs]] = values
-    frame = frame.drop_duplicates("id", ignore_index=True)  # processes of unequal share pad with a row seen before
     if rows is not None:
         truth = rows.set_index("id").loc[frame["id"], outputs].reset_index(drop=True)
         frame[[f"true_{name}" for name in outputs]] = truth

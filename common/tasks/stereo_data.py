@@ -6,11 +6,11 @@ import pandas as pd
 from torch import nn
 
 from common.datasets.mixing import Mix
-from common.datasets.stereo import StereoDataset, collate, init_worker, photo_key
+from common.datasets.stereo import STORE_VERSION, StereoDataset, collate, init_worker, photo_key
 from common.datasets.transforms import StereoAugment
 from common.engine.checkpoint import save_external
 from common.errors import InputError
-from common.models.features import FeatureDataset, embed_rows
+from common.models.features import FeatureDataset, FeatureStore, embed_rows
 from common.tasks.base import Prepared
 from common.tasks.stereo_options import parse_augment
 
@@ -78,9 +78,7 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets
 def prepare(model, train_rows, valid_rows, spec, settings, run: Path, device, *, aux_targets) -> Prepared:
     """Datasets of one fold. A backbone that stays frozen is run once per stored view and leaves the loop."""
     if spec["head"] != "mlp":
-        # closed-form heads see every photo once, as inference does
-        valid = None if valid_rows is None else open_rows(valid_rows, spec, settings)
-        return Prepared(open_rows(train_rows, spec, settings), valid, collate, init_worker)
+        return prepare_closed_form(model, train_rows, valid_rows, spec, settings, device)
     if settings["freeze_backbone"]:
         model.freeze_backbone(True)
     if settings["freeze_backbone"] and settings["store_views"]:
@@ -95,24 +93,8 @@ def prepare_stored(model, train_rows, valid_rows, spec, settings, run: Path, dev
         raise InputError("--cutmix-prob: a box has no meaning on stored features; use --store-views 0 or MixUp")
     if settings["unfreeze_blocks"] or settings["two_stage"]:
         raise InputError("--freeze-backbone excludes --two-stage and --unfreeze-blocks; leave one out")
-    rows = train_rows if valid_rows is None else pd.concat([train_rows, valid_rows], ignore_index=True)
-    rows = rows.sort_values("id", ignore_index=True)  # every fold asks for the same store
-    names = ("augment", "photometric_independent", "seed")
     digest = model.backbone_hash()
-    inputs = {"backbone": digest, "spec": {key: spec[key] for key in ("size", "grid", "mean", "std", "mask_stamp")}}
-    inputs |= {"settings": {name: settings[name] for name in names}}
-    inputs |= {"photos": [photo_key(path, "error") for path in rows["path"]]}
-    store = embed_rows(
-        model,
-        open_rows(rows, spec, settings),
-        augmented=open_training(rows, spec, settings, plain=True),
-        ids=list(rows["id"]),
-        views=1 + settings["store_views"],
-        root=settings["cache"],
-        inputs=inputs,
-        device=device,
-        workers=settings["workers"],
-    )
+    store = store_features(model, train_rows, valid_rows, spec, settings, device, digest, settings["store_views"])
     external = {
         "prefix": "backbone.",
         "file": save_external(run, model.backbone.state_dict(), digest),
@@ -128,6 +110,36 @@ def prepare_stored(model, train_rows, valid_rows, spec, settings, run: Path, dev
     aux = aux_labels(train_rows, spec, aux_targets)
     train = stored_rows(store, train_rows, spec, settings, aux=aux, train=True)
     return Prepared(train, valid, collate, init_worker, external, restore)
+
+
+def store_features(model, train_rows, valid_rows, spec, settings, device, digest: str, views: int) -> FeatureStore:
+    """Features of all rows of the fold: view 0 plain, then `views` augmented ones; the same store for every fold."""
+    rows = train_rows if valid_rows is None else pd.concat([train_rows, valid_rows], ignore_index=True)
+    rows = rows.sort_values("id", ignore_index=True)
+    inputs = {"features": digest, "spec": {key: spec[key] for key in ("size", "grid", "mean", "std", "mask_stamp")}}
+    inputs |= {"decoding": STORE_VERSION, "photos": [photo_key(path, "error") for path in rows["path"]]}
+    if views:
+        inputs |= {name: settings[name] for name in ("augment", "photometric_independent", "seed")}
+    return embed_rows(
+        model,
+        open_rows(rows, spec, settings),
+        augmented=open_training(rows, spec, settings, plain=True) if views else None,
+        ids=list(rows["id"]),
+        views=1 + views,
+        root=settings["cache"],
+        inputs=inputs,
+        device=device,
+        workers=settings["workers"],
+    )
+
+
+def prepare_closed_form(model, train_rows, valid_rows, spec, settings, device) -> Prepared:
+    """A head that is fitted sees every photo once, as inference does; its features are stored for all folds."""
+    store = store_features(model, train_rows, valid_rows, spec, settings, device, model.features_hash(), 0)
+
+    parts = [rows if rows is None else FeatureDataset(store, rows, outputs=spec["outputs"])
+             for rows in (train_rows, valid_rows)]  # fmt: skip
+    return Prepared(*parts, collate, init_worker)
 
 
 def stored_rows(store, rows: pd.DataFrame, spec: dict, settings: dict, *, aux: dict, train: bool) -> FeatureDataset:

@@ -18,10 +18,9 @@ PLANT_STATISTICS_VERSION = 1
 
 
 def channel_maps(image: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8 RGB (H,W,3) -> float32 maps (about 500 rows): Lab, green and red indices, chroma, hue in radians, ..."""
-    # a photo of cells (2 x 252 rows) is near enough: resampling it would only blur the finest texture
-    if abs(image.shape[0] / WORK_HEIGHT - 1) > 0.02:
-        size = round(WORK_HEIGHT * image.shape[1] / image.shape[0]), WORK_HEIGHT
+    """uint8 RGB (H,W,3) -> float32 maps (500 rows): Lab, green and red indices, chroma, hue in radians, ..."""
+    size = round(WORK_HEIGHT * image.shape[1] / image.shape[0]), WORK_HEIGHT
+    if image.shape[1::-1] != size:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     scaled = np.ascontiguousarray(image).astype(np.float32) / 255
     lab = cv2.cvtColor(scaled, cv2.COLOR_RGB2LAB)

@@ -90,7 +90,7 @@ def begin_training(argv):
 def find_folds(session, rows, machine):
     """The path of the folds: named, the run's own, the data folder's, or made by the default scheme beside the run."""
     own = runs.RUNS / session.settings["run"] / "folds.csv"
-    begun = own.is_file() and any(own.parent.glob("fold*/args.yaml"))  # a mere --check leaves folds that bind nobody
+    begun = own.is_file() and any(own.parent.glob("fold*/*.pt"))  # a --check or a failed start binds nobody
     source = session.args.folds or (own if begun else session.data / "folds.csv")
     devices.barrier()  # every process has looked before the first one writes
     if source.is_file() or session.args.folds:

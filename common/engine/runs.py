@@ -49,7 +49,9 @@ def is_finished(folder: Path) -> bool:
 def claim_fold(folder: Path, settings: dict, *, ignore: set[str], resume: bool, force: bool) -> str:
     """ "new", "resume" or "done"; writes args.yaml. InputError where a fold with other settings, or an unfinished one,
     would be written over without --resume or --force."""
-    old = read_settings(folder) if (folder / "args.yaml").is_file() else None
+    # a start that failed before it saved anything binds nobody
+    saved = is_finished(folder) or (folder / "last.pt").exists() or (folder / "best.pt").exists()
+    old = read_settings(folder) if saved and (folder / "args.yaml").is_file() else None
     if old is not None and not force:
         changed = changed_settings(old, settings, ignore)
         if changed:

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import tiny_data
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from common.datasets.statistics import STATISTICS
 from common.engine.checkpoint import build, load_checkpoint, save_checkpoint
 from common.engine.predict import group_shared, predict
 from common.engine.tta import VIEWS, apply_view, check_views, invert_view, split_view
@@ -23,6 +26,7 @@ KINDS = {
     "bf16": ("--amp", "bf16"),
     "frozen": ("--freeze-backbone", "--store-views", "2"),
     "ridge": ("--head", "ridge"),
+    "ridge-backbone": ("--head", "ridge", "--weights", "vit.safetensors"),
 }
 
 
@@ -41,7 +45,11 @@ def infer(home, *words, run="biomass-1x1-s42", expected=0) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_infer_gives_the_out_of_fold_predictions_back(tiny_empty, kind, monkeypatch):
-    monkeypatch.setattr(closed_form, "STATISTICS_KIND", "colour")  # the default takes half a second a photo
+    monkeypatch.setattr(closed_form, "plant_statistics", STATISTICS["colour"][0])  # its own take half a second a photo
+    if kind == "ridge-backbone":
+        save_file(
+            timm.create_model("test_vit", num_classes=0, img_size=32).state_dict(), tiny_empty / "vit.safetensors"
+        )
     amp = ("--amp", "bf16") if kind == "bf16" else ()
     run = tiny_data.train(tiny_empty, *KINDS[kind], "--run", kind, "--use-aux-heads")
     whole = pd.concat([pd.read_csv(run / f"fold{k}" / "oof.csv") for k in (0, 1)])

@@ -18,7 +18,7 @@ from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.post.blend import BLENDS, load_blend, save_blend
-from common.session import begin, demo_facts, make_parser, pick_task
+from common.session import begin, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
 from common.tasks import TASKS
 
@@ -180,8 +180,7 @@ def main(argv=None):
     first = peek(argv, "--runs")
     known = runs.run_settings(runs.find_run(Path(first))) if first else {}
     task = pick_task(TASKS, argv, known.get("task"))
-    if first and peek(argv, "--data") is None and known.get("data"):
-        argv += ["--data", known["data"]]  # where the run found its images
+    argv = with_data_of(argv, known)
     split = "train" if first else "test" if peek(argv, "--preds") else None
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args

@@ -17,7 +17,7 @@ from common.engine.rows import predict_rows
 from common.engine.tta import check_views
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.session import begin, make_parser, pick_task
+from common.session import begin, make_parser, pick_task, with_data_of
 from common.settings import peek
 from common.tasks import TASKS
 
@@ -125,7 +125,8 @@ def read_post(found: list[Path], task):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     first = peek(argv, "--runs")
-    task = pick_task(TASKS, argv, runs.run_settings(runs.find_run(first))["task"] if first else None)
+    known = runs.run_settings(runs.find_run(first)) if first else {}
+    task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
     split = "train" if peek(argv, "--rows") == "oof" else "test"
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.datasets.cache import cached_folder
-from common.datasets.locate import Source, find_data
+from common.datasets.locate import Source, find_data, on_kaggle
 from common.errors import InputError
 from common.settings import Parser, parse_settings, peek, plain_settings, read_config
 from common.tasks.base import Task
@@ -63,6 +63,20 @@ def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -
     if data == Path("demo"):
         return Source(demo_folder(task, cache), "demo")
     return find_data(task.slug, task.markers[split], data, lambda: demo_folder(task, cache))
+
+
+def with_data_of(argv: list[str], known: dict) -> list[str]:
+    """The words with --data of the run (its settings `known`) where none is given: never other data in silence.
+
+    InputError where that folder is gone; on Kaggle the mounts are looked at instead.
+    """
+    if peek(argv, "--data") is not None or not known.get("data"):
+        return argv
+    if known["data"] == "demo" or Path(known["data"]).is_dir():
+        return [*argv, "--data", known["data"]]
+    if on_kaggle():
+        return argv
+    raise InputError(f"the run was trained on {known['data']}, which is not there; name its data with --data")
 
 
 def begin(

@@ -25,10 +25,13 @@ class Prepared:
     restore: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A competition. `settings` is the dict of resolved options of the calling script, `rows` a table with a line per
-    image (id, path, group and the task's own columns), `spec` the settings inside a checkpoint (plain types)."""
+    image (id, path, group and the task's own columns), `spec` the settings inside a checkpoint (plain types).
+
+    What has a value here is what most competitions can do without.
+    """
 
     name: str
     slug: str
@@ -49,9 +52,9 @@ class Task:
     read_truth: Callable[[Path], pd.DataFrame]  # (table or folder): rows with targets, without their images
     make_folds: Callable[..., tuple[np.ndarray, np.ndarray]]  # (rows, scheme=, folds=, seed=) -> (fold, group)
     describe_folds: Callable[..., str]  # (rows, fold, group): the balance, to be printed
-    check_data: Callable[..., list[str]]  # (rows): findings, a line each
+    check_data: Callable[..., list[str]] = lambda rows: []  # findings, a line each
     study_data: Callable[..., list[str]]  # (rows, test, fold, settings, adversarial=, duplicates=): slower findings
-    dropped_ids: Callable[[dict], list[str]]  # (settings): ids that read_rows leaves out on purpose
+    dropped_ids: Callable[[dict], list[str]] = lambda settings: []  # ids that read_rows leaves out on purpose
 
     # the model
     run_name: Callable[[dict], str]  # (settings): default folder under runs/
@@ -64,7 +67,7 @@ class Task:
     open_training: Callable[..., torch.utils.data.Dataset]  # (rows, spec, settings): augmented
     open_rows: Callable[..., torch.utils.data.Dataset]  # (rows, spec, settings, on_bad=): nothing random
     collate: Callable
-    init_worker: Callable | None
+    init_worker: Callable | None = None
 
     # predictions
     to_pred: Callable  # (model, outputs) -> {"pred": tensor, …}
@@ -83,7 +86,7 @@ class Task:
     # ensembles
     judge: Callable[..., dict]  # (rows, {name: frame}, settings): blend, honest scores and what a report needs
     blend: Callable[..., pd.DataFrame]  # (blend, {name: frame})
-    baselines: Callable[..., dict]  # (rows with fold, demo facts, cache): scores that stand beside ours
+    baselines: Callable[..., dict] = lambda rows, facts, cache: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
     compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side
     group_column: str = "group"  # what strangers' predictions are judged by

@@ -22,8 +22,8 @@ from common.engine.rows import make_loader, predict_rows
 from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.session import begin, make_parser, pick_task
-from common.settings import check_expected, settings_hash
+from common.session import begin, make_parser, pick_task, with_data_of
+from common.settings import check_expected, peek, settings_hash
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -75,6 +75,9 @@ def begin_training(argv):
     """(session, settings): with --resume the settings that the fold began with are the defaults."""
     task = pick_task(TASKS, argv)
     parser = parser_of(task)
+    named = runs.RUNS / (peek(argv, "--run") or "")
+    if "--resume" in argv and any(named.glob("fold*/args.yaml")):
+        argv = with_data_of(argv, runs.run_settings(named))
     session = begin(parser, task, argv)
     name = session.args.run or task.run_name(session.settings)
     if session.args.resume:

@@ -4,7 +4,7 @@ The stored way is run whole: the trainer of train.py, AdamW, batches of 32, 357 
 ratio .5, MixUp, swap, weight average, validation and checkpoint after every epoch. The plain way would take days: its
 backbone is timed on a photo (median of 5 passes) and extrapolated to all its passes, which is said in the output.
 
-python benchmarks/heads.py [--threads 2] [--cell-size 252] [--views 3] [--stored-dtype float32]
+python benchmarks/heads.py [--threads 1] [--cell-size 252] [--views 3] [--stored-dtype float32]
 """
 
 import argparse
@@ -124,7 +124,7 @@ def seconds_a_photo(cell_size: int) -> float:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="small heads gain little from a second")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--views", type=int, default=3, help="stored views of a photo")
     parser.add_argument("--cell-size", type=int, default=252, help="of the plain way's photos")

@@ -14,7 +14,7 @@ PERCENTILES = (2, 10, 25, 50, 75, 90, 98)
 OPENING_RADII = (1, 2, 4, 8, 16, 32)
 ENERGY_OCTAVES = 6
 ORIENTATIONS = 4
-PLANT_STATISTICS_VERSION = 1
+PLANT_STATISTICS_VERSION = 2
 
 
 def channel_maps(image: np.ndarray) -> dict[str, np.ndarray]:

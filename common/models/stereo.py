@@ -18,6 +18,13 @@ def cut_cells(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return cells.reshape(-1, channels, height // rows, width // cols)
 
 
+def standardised(image: torch.Tensor) -> torch.Tensor:
+    """(B,2,3,H,W) -> the same, every channel of a photo at mean 0 and deviation 1 over both halves."""
+    axes = (1, 3, 4)
+    image = image.float()
+    return (image - image.mean(axes, keepdim=True)) / (image.std(axes, keepdim=True) + 1e-2)
+
+
 class StereoRegressor(nn.Module):
     """Masses of one photo from its two halves.
 
@@ -27,6 +34,7 @@ class StereoRegressor(nn.Module):
 
     `scale`: a typical mass of each output in grams (means of the training rows; default ones). A head's softplus is
     multiplied by it (by log1p(scale) for an output in `log_targets`), so every head starts at its typical mass.
+    `standardise`: take light and white balance out of every photo by itself, for backbones that start at random.
     """
 
     def __init__(
@@ -48,10 +56,12 @@ class StereoRegressor(nn.Module):
         two_part=(),
         aux: dict[str, int] | None = None,
         distill: bool = False,
+        standardise: bool = False,
     ):
         super().__init__()
         self.outputs, self.grid, self.cell_size = list(outputs), tuple(int(n) for n in grid), int(cell_size)
         self.log_targets, self.two_part = list(log_targets), list(two_part)
+        self.standardise = standardise
         self._check(fusion, scale, distill, aux)
         self.backbone = Backbone(backbone, cell_size=self.cell_size, pool=pool, blocks=blocks, drop_path=drop_path)
         width = self.backbone.width
@@ -98,7 +108,8 @@ class StereoRegressor(nn.Module):
                 f"image of shape {tuple(image.shape)}: grid {rows} x {cols} with cells of {self.cell_size} px needs "
                 f"(B,2,3,{rows * self.cell_size},{cols * self.cell_size})"
             )
-        features = self.backbone(cut_cells(image, self.grid))
+        cells = cut_cells(standardised(image) if self.standardise else image, self.grid)
+        features = self.backbone(cells.contiguous(memory_format=torch.channels_last))
         return features.reshape(image.shape[0], 2, rows * cols, -1)
 
     def heads(self, features: torch.Tensor) -> dict:

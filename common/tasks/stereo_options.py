@@ -58,6 +58,7 @@ def add_model_options(parser, outputs: tuple[str, ...]) -> None:
     model.add_argument("--hidden-ratio", type=float, default=0.5, help="hidden units over joined features")
     model.add_argument("--dropout", type=float, default=0.2, help="in the heads")
     model.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth of the backbone")
+    model.add_argument("--standardise", action=FLAG, default=False, help="every photo at mean 0 and deviation 1")
     model.add_argument("--uncertainty", action=FLAG, default=False, help="heads give a 90 %% interval too")
     model.add_argument("--two-part", nargs="*", choices=outputs, default=[], metavar="OUTPUT",
                        help="outputs learnt as zero-or-not times how much")  # fmt: skip

@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_data
+import torch
 
+from common.datasets.sampling import EpochBatches, as_padding, make_loader
 from common.engine.checkpoint import load_checkpoint
+from common.losses.regression import build_loss
 
 DRIVER = Path(__file__).resolve().parent / "ddp_driver.py"
 # 9 training rows in batches of 4: the last has one row, so that the second process gets a padded one
@@ -101,8 +104,6 @@ def test_one_line_in_the_ledger_and_one_log(home):
 
 
 def test_batches_of_several_processes_are_the_batches_of_one():
-    from common.datasets.sampling import EpochBatches
-
     for count, size, world in ((9, 4, 2), (17, 8, 3), (5, 8, 4), (8, 4, 2)):
         one = list(EpochBatches(count, size, seed=3))
         shares = [list(EpochBatches(count, size, seed=3, rank=rank, world=world)) for rank in range(world)]
@@ -111,6 +112,61 @@ def test_batches_of_several_processes_are_the_batches_of_one():
             together = [index for share in shares for _, index in share[step]]
             assert sorted(index for index in together if index >= 0) == sorted(index for _, index in batch)
             assert all(~index == batch[0][1] for index in together if index < 0)
+
+
+@pytest.mark.parametrize("kind", ["mse", "smooth-l1", "huber", "r2"])
+def test_a_padded_row_has_no_weight_in_any_loss(kind):
+    """Three rows and a padded copy of one give the loss and the gradient of the three."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(3, 5, generator=generator) * 50
+    rows = {
+        "target": target,
+        "valid": torch.ones(3, 5, dtype=torch.bool),
+        "aux": {"state": torch.eye(4)[:3]},
+        "epoch": 3,
+    }
+    more = as_padding({"target": target[:1], "valid": rows["valid"][:1], "aux": {"state": torch.eye(4)[:1]}})
+    padded = {name: torch.cat([rows[name], more[name]]) for name in ("target", "valid")}
+    padded |= {"aux": {"state": torch.cat([rows["aux"]["state"], more["aux"]["state"]])}, "epoch": 3}
+    loss = build_loss(kind=kind, outputs=tiny_data.OUTPUTS, constraint_weight=0.3, log_targets=["Dry_Dead_g"],
+                      uncertainty=True, two_part=["Dry_Clover_g"], aux_weights={"state": 1.0}, distill_weight=0.5,
+                      distill_warmup=1)  # fmt: skip
+    value = {"value": (3, 5), "log_var": (3, 5), "nonzero": (3, 1), "teacher": (3, 5)}
+    value = {name: torch.rand(*size, generator=generator, requires_grad=True) for name, size in value.items()}
+    logits = torch.rand(3, 4, generator=generator, requires_grad=True)
+    answers = []
+    for batch in (rows, padded):
+        take = torch.arange(len(batch["target"])) % 3
+        outputs = {name: tensor[take] for name, tensor in value.items()} | {"aux": {"state": logits[take]}}
+        total = loss(outputs, batch)["loss"]
+        answers.append((total, torch.autograd.grad(total, [*value.values(), logits])))
+    torch.testing.assert_close(answers[0], answers[1])
+
+
+def test_padding_in_the_loader():
+    """A process without a row of its own gets one in which nothing is known, in both kinds of loader."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, key):
+            valid = torch.ones(2, dtype=torch.bool)
+            return {"target": torch.full((2,), float(key[1])), "valid": valid, "aux": {"x": torch.ones(3)}}
+
+    class Whole(Rows):
+        def get_batch(self, epoch, indices):
+            samples = [self[epoch, index] for index in indices]
+            aux = {"x": torch.stack([sample["aux"]["x"] for sample in samples])}
+            return {name: torch.stack([sample[name] for sample in samples]) for name in ("target", "valid")} | {
+                "aux": aux
+            }
+
+    for rows in (Rows(), Whole()):
+        batches = EpochBatches(5, 4, seed=0, shuffle=False, rank=1, world=2)
+        first, last = list(make_loader(rows, batches, workers=0))
+        assert first["target"][:, 0].tolist() == [1, 3] and first["valid"].all() and first["aux"]["x"].all()
+        assert last["target"][:, 0].tolist() == [4] and not last["valid"].any() and not last["aux"]["x"].any()
 
 
 def test_closed_form_is_refused_in_several_processes(tiny_empty, monkeypatch, capsys):

@@ -33,6 +33,14 @@ class EpochBatches(Sampler):
             yield keys or [(self.epoch, ~int(rows[0]))]
 
 
+def as_padding(sample: dict) -> dict:
+    """The sample or batch with nothing known in it: neither a target nor an auxiliary label has any weight."""
+    sample = dict(sample) | {"valid": torch.zeros_like(sample["valid"])}
+    if "aux" in sample:
+        sample["aux"] = {name: torch.zeros_like(label) for name, label in sample["aux"].items()}
+    return sample
+
+
 class PaddedDataset(Dataset):
     """A dataset whose key (epoch, ~index) gives the row with nothing valid in it: it has no weight in any loss."""
 
@@ -46,9 +54,13 @@ class PaddedDataset(Dataset):
         epoch, index = key
         if index >= 0:
             return self.dataset[(epoch, index)]
-        sample = dict(self.dataset[(epoch, ~index)])
-        sample["valid"] = torch.zeros_like(sample["valid"])
-        return sample
+        return as_padding(self.dataset[(epoch, ~index)])
+
+    def __getitems__(self, keys: list) -> list[dict]:
+        """The samples of a batch, made together by a dataset that can (its images then need no copy)."""
+        if hasattr(self.dataset, "__getitems__") and all(index >= 0 for _, index in keys):
+            return self.dataset.__getitems__(keys)
+        return [self[key] for key in keys]
 
 
 class WholeBatches:
@@ -63,9 +75,7 @@ class WholeBatches:
     def __iter__(self):
         for keys in self.batch_sampler:
             batch = self.dataset.get_batch(keys[0][0], [index if index >= 0 else ~index for _, index in keys])
-            if keys[0][1] < 0:
-                batch["valid"] = torch.zeros_like(batch["valid"])
-            yield batch
+            yield as_padding(batch) if keys[0][1] < 0 else batch
 
 
 def make_loader(dataset, batches: EpochBatches, *, workers: int, collate=None, init_worker=None, pin: bool = False):

@@ -169,7 +169,7 @@ class RegressionLoss:
             if self.two_part:
                 terms["nonzero"] = (1.0, self.nonzero(entries, outputs["nonzero"].float()))
             if self.constraint_weight:
-                terms["constraint"] = (self.constraint_weight, self.constraint(entries.grams))
+                terms["constraint"] = (self.constraint_weight, self.constraint(entries.grams, batch["valid"]))
             if self.distill_weight:
                 terms = self.distilled(terms, entries, outputs["teacher"].float(), int(batch["epoch"]))
             for name, weight in self.aux_weights.items():
@@ -201,14 +201,16 @@ class RegressionLoss:
         element = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
         return global_mean(element, entries.weight[:, self.two_part])
 
-    def constraint(self, grams: torch.Tensor) -> torch.Tensor:
+    def constraint(self, grams: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Over the rows of which anything is known: a row that only pads a batch must not count."""
         column = {name: grams[:, i] for i, name in enumerate(self.outputs)}
         gaps = [
             (column[whole] - sum(column[part] for part in parts)) / self.scale[self.outputs.index(whole)]
             for whole, parts in IDENTITIES
         ]
         squared = torch.stack(gaps) ** 2
-        return global_mean(squared, torch.ones_like(squared))
+        known = valid.to(grams.device).any(-1).float()
+        return global_mean(squared, known.expand_as(squared))
 
     def distilled(self, terms: dict, entries: Entries, teacher: torch.Tensor, epoch: int) -> dict:
         learning = 0.0 if epoch < self.distill_warmup else 1.0

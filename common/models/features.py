@@ -4,6 +4,7 @@ Several augmented views of every photo are embedded once and kept in the cache; 
 for the dataset of photos, in the same form, so that the ordinary loop and the same model train the heads.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def _embed_into(path: Path, model, loader, size: tuple[int, int], dtype, device,
     was_training, store = model.training, None
     model.eval().to(device)
     for view, index, image in tqdm(loader, desc="frozen features", leave=False):
-        with torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
+        with torch.autocast(device.type, dtype=amp) if amp is not None else contextlib.nullcontext():
             features = model.embed(image.to(device, non_blocking=True))
         features = features.float().cpu().numpy()
         if store is None:

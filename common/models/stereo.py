@@ -7,6 +7,7 @@ from common.errors import InputError
 from common.models.backbone import Backbone
 from common.models.fusion import FUSIONS, AttentionPool
 from common.models.heads import RegressionHeads, expected_grams, head_scale, interval
+from common.precision import full_precision
 
 
 def cut_cells(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -121,7 +122,7 @@ class StereoRegressor(nn.Module):
         left, right = self.fusion(*features.float().unbind(1))
         joined = torch.cat([self.cell_pool(left), self.cell_pool(right)], -1)
         hidden = self.trunk(joined)
-        with torch.autocast(hidden.device.type, enabled=False):  # grams in half precision would step by .1
+        with full_precision(hidden.device):  # grams in half precision would step by .1
             return self.head(hidden.float())
 
     def forward(self, x: torch.Tensor) -> dict:

@@ -148,6 +148,27 @@ def test_killed_within_an_epoch(tiny_empty, monkeypatch, whole):
     check_equal(tiny_empty / "runs" / "biomass-1x1-s42" / "fold0", whole("off"))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_killed_on_a_gpu(tiny_empty, monkeypatch, tmp_path, amp):
+    """With --deterministic the bytes are the same there too, the scaler of fp16 included."""
+    words = ("--device-type", "cuda", "--deterministic", "--amp", amp)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "data").symlink_to(tiny_empty / "data")
+    folder = tiny_empty / "runs" / "biomass-1x1-s42" / "fold0"
+    try:
+        expected = tiny_data.train(tmp_path / "whole", *words, base=RECIPE) / "fold0"
+        for number in (5, 7):
+            with monkeypatch.context() as patch:
+                kill_at_write(patch, folder, number, before=True)
+                with pytest.raises(Killed):
+                    tiny_data.train(tiny_empty, *words, *(["--resume"] if folder.exists() else []), base=RECIPE)
+        tiny_data.train(tiny_empty, *words, "--resume", base=RECIPE)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check_equal(folder, expected)
+
+
 def test_best_score_and_patience_survive(tiny_empty, monkeypatch):
     """Scores of .1 .5 .3 .2 .4 with a patience of 2: best is the second epoch, the fourth is the last."""
     from common.engine import tracking

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.losses.reduce import all_sum, global_mean
 from common.models.heads import expected_grams, head_scale
+from common.precision import full_precision
 
 TARGET_WEIGHTS = {
     "equal": {},
@@ -161,7 +162,7 @@ class RegressionLoss:
     distill_warmup: int = 5
 
     def __call__(self, outputs: dict, batch: dict) -> dict:
-        with torch.autocast(outputs["value"].device.type, enabled=False):
+        with full_precision(outputs["value"].device):
             entries = self.entries(outputs, batch)
             terms = {"main": (1.0, LOSSES[self.kind](entries))}
             if self.uncertainty:

@@ -159,7 +159,7 @@ RECIPES = {
     "frozen": ("--freeze-backbone", "--store-views", "0", "--cutmix-prob", ".3", "--cutmix-alpha", ".7"),
     "shape": ("--grid", "2", "1", "--fusion", "cross-attention", "--pool", "cls+mean", "--hidden-ratio", ".25"),
     "blocks": ("--blocks", "1", "3", "--fusion", "concat", "--dropout", ".1", "--patience", "1", "--use", "best"),
-    "conv": ("--backbone", "test_resnet", "--mask-stamp", "--ema-decay", "0", "--grad-clip", ".5", "--use", "last"),
+    "conv": ("--backbone", "test_resnet", "--standardise", "--mask-stamp", "--ema-decay", "0", "--grad-clip", ".5", "--use", "last"),
     "mixed": ("--mixup-prob", ".4", "--mixup-alpha", ".2", "--mix-within", "month", "state", "--loss", "mse",
               "--target-weights", "equal", "--swap-prob", ".3", "--photometric-independent",
               "--augment", "hflip", "crop=.5:.8", "green-jitter=.5"),

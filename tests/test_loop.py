@@ -130,8 +130,15 @@ def test_a_stage_freezes_a_part_and_the_next_thaws_it(tmp_path):
     stages = [Stage(1, {"backbone": 0.0, "head": 2.0}), Stage(1, {})]
     trainer, ends = make_trainer(tmp_path, stages=stages), []
     start = copy.deepcopy(trainer.model.state_dict())
-    trainer.on_epoch = lambda trainer, record, improved: ends.append(copy.deepcopy(trainer.model.state_dict()))
+    wants = []
+
+    def on_epoch(trainer, record, improved):
+        ends.append(copy.deepcopy(trainer.model.state_dict()))
+        wants.append(trainer.model.backbone.weight.requires_grad)
+
+    trainer.on_epoch = on_epoch
     trainer.run()
+    assert wants == [False, True], "a frozen part costs no backward pass and is not in the clipped norm"
     assert torch.equal(ends[0]["backbone.weight"], start["backbone.weight"])
     assert not torch.equal(ends[0]["head.weight"], start["head.weight"])
     assert not torch.equal(ends[1]["backbone.weight"], start["backbone.weight"])

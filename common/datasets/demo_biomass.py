@@ -20,7 +20,7 @@ from common.datasets.demo_grass import CLASSES, draw_look, draw_photo
 from common.errors import InputError
 from common.metrics.regression import weighted_r2
 
-DEMO_VERSION = 2
+DEMO_VERSION = 3
 OUTPUTS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
 DENSITY = {"green": 130.0, "dead": 85.0, "clover": 100.0}
 POWER = {"green": 1.25, "dead": 1.25, "clover": 1.25}

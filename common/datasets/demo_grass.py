@@ -48,16 +48,16 @@ def draw_look(rng: np.random.Generator, stamp: str) -> Look:
     """The look of one group, drawn at random; the ranges make colours of one group mean something else in another."""
     hue, saturation, value = rng.uniform(80, 112), rng.uniform(0.5, 0.75), rng.uniform(0.55, 0.8)
     straw = colour(rng.uniform(36, 48), rng.uniform(0.3, 0.5), rng.uniform(0.75, 0.9))
-    soil = colour(rng.uniform(18, 48), rng.uniform(0.25, 0.5), rng.uniform(0.25, 0.6))
+    soil = colour(rng.uniform(18, 48), rng.uniform(0.25, 0.5), rng.uniform(0.22, 0.4))
     return Look(
         green=tuple(colour(hue, saturation, value)),
         clover=tuple(colour(hue + rng.uniform(6, 22), saturation, value * rng.uniform(0.95, 1.15))),
         dead=tuple(straw),
         soil=tuple(soil),
-        gains=tuple(np.exp(rng.normal(0, [0.17, 0.07, 0.17]))),
-        exposure=float(np.exp(rng.uniform(-0.45, 0.35))),
+        gains=tuple(np.exp(rng.normal(0, [0.24, 0.08, 0.24]))),
+        exposure=float(np.exp(rng.uniform(-0.9, 0.2))),
         gamma=float(np.exp(rng.uniform(-0.15, 0.15))),
-        shade=float(rng.uniform(0.1, 0.4)),
+        shade=float(rng.uniform(0.1, 0.35)),
         grain=float(rng.uniform(2, 9)),
         disparity=float(rng.uniform(30, 90)),
         stamp=stamp,
@@ -154,7 +154,7 @@ def plan_scene(rng: np.random.Generator, loads: dict) -> list:
 def draw_soil(rng: np.random.Generator, look: Look) -> np.ndarray:
     """Grainy ground wider than the eyes, uint8 (EYE, EYE + 2 * MARGIN, 4), label SOIL."""
     size = EYE + 2 * MARGIN
-    grain = 0.12 * smooth_noise(rng, size, 60) + 0.12 * smooth_noise(rng, size, 12) + 0.1 * smooth_noise(rng, size, 4)
+    grain = 0.06 * smooth_noise(rng, size, 60) + 0.07 * smooth_noise(rng, size, 12) + 0.1 * smooth_noise(rng, size, 4)
     ground = np.clip((0.85 + grain[:EYE, :, None]) * np.asarray(look.soil, np.float32), 0, 255).astype(np.uint8)
     return np.dstack([ground, np.full((EYE, size), SOIL, np.uint8)])
 

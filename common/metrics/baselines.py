@@ -3,12 +3,23 @@
 import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from common.errors import InputError
 from common.metrics.regression import weighted_r2
 
 ALPHAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+
+CLIP = 4.0  # standard deviations: a column that hardly varies in training must not carry off a photo of another group
+
+
+def clip_outliers(scaled: np.ndarray) -> np.ndarray:
+    return np.clip(scaled, -CLIP, CLIP)
+
+
+def ridge_model(alpha: float):
+    """Ridge regression on standardised columns, each held within CLIP standard deviations of the training rows."""
+    return make_pipeline(StandardScaler(), FunctionTransformer(clip_outliers), Ridge(alpha))
 
 
 def training_folds(target: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -35,7 +46,7 @@ def best_alpha(statistics: np.ndarray, target: np.ndarray, fold: np.ndarray) -> 
     for alpha in ALPHAS:
         pred = np.empty_like(target)
         for k in np.unique(fold):
-            model = make_pipeline(StandardScaler(), Ridge(alpha)).fit(statistics[fold != k], target[fold != k])
+            model = ridge_model(alpha).fit(statistics[fold != k], target[fold != k])
             pred[fold == k] = model.predict(statistics[fold == k])
         scores.append(weighted_r2(target, np.maximum(pred, 0)))
     return ALPHAS[int(np.argmax(scores))]
@@ -54,7 +65,7 @@ def ridge_oof(statistics: np.ndarray, target: np.ndarray, fold: np.ndarray) -> n
         inside = fold != k
         parts = fold[inside] if len(held) > 2 else np.arange(inside.sum()) % 2
         alpha = best_alpha(statistics[inside], target[inside], parts)
-        model = make_pipeline(StandardScaler(), Ridge(alpha)).fit(statistics[inside], target[inside])
+        model = ridge_model(alpha).fit(statistics[inside], target[inside])
         pred[fold == k] = np.maximum(model.predict(statistics[fold == k]), 0)
     return pred
 

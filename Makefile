@@ -15,17 +15,22 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(VENV)/bin/pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-# the whole way on a set that the project draws itself: folds, training, inference, honest scores, report
+# the whole way on a set that the project draws itself: folds, two models, their blend, test predictions, report
 demo: install
 	$(PY) make_folds.py --task $(TASK) --data demo
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN) --force
-	$(PY) infer.py --runs $(RUN) --data demo --tta hflip vflip swap --out $(OUT)
-	$(PY) ensemble.py --runs $(RUN) --data demo --save-blend $(OUT)/blend.json --out $(OUT)
+	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-net --force
+	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-ridge --head ridge --force
+	$(PY) infer.py --runs $(RUN)-net --data demo --tta hflip vflip swap --out $(OUT)/net
+	$(PY) infer.py --runs $(RUN)-ridge --data demo --out $(OUT)/ridge
+	$(PY) ensemble.py --runs $(RUN)-net $(RUN)-ridge --data demo --save-blend $(OUT)/blend.json --out $(OUT)
+	$(PY) ensemble.py --preds $(OUT)/net $(OUT)/ridge --data demo --blend $(OUT)/blend.json --out $(OUT)
+	@echo "report: $(OUT)/report.html"
 
 # the same with the photos exchanged between rows: the score must fall to a constant's
 demo-shuffled: install
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled --shuffle-images --force
-	$(PY) ensemble.py --runs $(RUN)-shuffled --data demo --no-report --out $(OUT)-shuffled
+	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-net --shuffle-images --force
+	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-ridge --head ridge --shuffle-images --force
+	$(PY) ensemble.py --runs $(RUN)-shuffled-net $(RUN)-shuffled-ridge --data demo --no-report --out $(OUT)-shuffled
 
 test: install
 	$(VENV)/bin/ruff check .

@@ -118,6 +118,10 @@ def apply_saved(session) -> int:
     frame = task.blend(blend, sets) if blend else task.mean_sets(sets)
     if blend is None:
         print(f"mean of {len(sets)} sets, uncalibrated: give --blend for fitted weights and post-processing")
+    else:
+        print(
+            f"blend of {len(sets)} sets: honest out-of-fold score {blend['honest']:.4f} (fitted {blend['fitted']:.4f})"
+        )
     task.write_set(args.out / "pred.csv", frame)
     final = task.apply_post(frame, blend["post"] if blend else None, session.settings)
     print(f"submission: {task.write(final, session.data, args.out)} (validated)")

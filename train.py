@@ -167,9 +167,9 @@ def train_fold(session, rows, fold, folds_path, machine):
     tracker = Tracker(folder, settings, task, spec, valid_rows, loaders.get("valid"), machine)
     history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
     data.restore()
-    model = build(checkpoint_file(folder, settings["use"]), TASKS, use=settings["use"], device=machine.device)[0]
-    frame = None
-    if valid_rows is not None:
+    frame = tracker.frame  # of a closed-form head: its stored features are those that inference computes
+    if valid_rows is not None and not getattr(model, "closed_form", False):
+        model = build(checkpoint_file(folder, settings["use"]), TASKS, use=settings["use"], device=machine.device)[0]
         predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"])
         frame = task.make_frame(predicted, spec, valid_rows)
     finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine)

@@ -3,6 +3,8 @@
 In the shape of a model, so that prediction, checkpoints and run folders are those of every other model.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,7 +45,8 @@ class ClosedFormRegressor(nn.Module):
             return torch.from_numpy(pool_features(cells.cpu().numpy())).float()
         pixels = ((image * self.std + self.mean) * 255).round().clamp(0, 255).byte().cpu().numpy()
         photos = [np.concatenate(list(pair.transpose(0, 2, 3, 1)), axis=1) for pair in pixels]
-        return torch.from_numpy(np.stack([plant_statistics(photo) for photo in photos]))
+        with ThreadPoolExecutor(2) as pool:  # OpenCV and numpy let go of the interpreter for most of it
+            return torch.from_numpy(np.stack(list(pool.map(plant_statistics, photos))))
 
     def heads(self, features: torch.Tensor) -> dict:
         if self.head is None:

@@ -31,6 +31,7 @@ def judge(rows: pd.DataFrame, sets: dict[str, pd.DataFrame], *, outputs, weights
     before = combine(preds, np.asarray(blend["weights"]))
     dead = {name: physics[name] for name in ("dead", "always_correct_dead")}
     blend["post"] = fit_post(target, before, valid=valid, **dead)
+    blend |= {"fitted": honest["fitted"], "honest": honest["honest"]}
     interval = None
     if len(sets) > 1:
         single = nested_post(target, preds[list(sets).index(best)], groups, valid=valid, **physics)

@@ -46,7 +46,7 @@ DEMO_DEFAULTS = {
     "cell_size": 48,
     "standardise": True,
     "dropout": 0.0,
-    "epochs": 40,
+    "epochs": 30,
     "batch_size": 10,
     "two_stage": False,
     "lr": 5e-3,

@@ -54,7 +54,7 @@ def test_no_star_and_no_re_exports():
         source = path.read_text()
         assert not re.search(r"^from .* import \*", source, re.M), path
         if path.name == "__init__.py" and path.parent.name != "tasks":
-            assert not source.strip(), path
+            assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(ast.parse(source))), path
         assert path.name != "utils.py"
 
 

@@ -235,3 +235,11 @@ def test_default_reconciliation_never_costs_on_sound_published_sets(biomass_data
     # Minimum trace flatters itself: ahead on every set as fitted, behind on several when groups are left out.
     assert min(report["reconcile"]["mint"]["fitted_gain"] for report in reports.values()) > 0
     assert sum(report["reconcile"]["mint"]["nested_gain"] < 0 for report in reports.values()) >= 4
+
+
+def test_few_rows_leave_the_fitted_kinds_without_a_figure():
+    rng = np.random.default_rng(0)
+    target = rng.gamma(2, 10, (9, 5))
+    report = honest_post(target, target + rng.normal(0, 2, target.shape), np.arange(9) % 3)["reconcile"]
+    assert np.isfinite(report["ols"]["nested"]) and np.isnan(report["mint"]["nested"])
+    assert np.isnan(report["shrunk"]["nested_gain"])

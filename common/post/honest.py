@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import InputError
 from common.metrics.regression import WEIGHTS, checked, weighted_r2
 from common.post.blend import combine, fit_members, group_moments
-from common.post.physics import RECONCILES, apply_post, fit_post
+from common.post.physics import FITTED, LEAST_ROWS, RECONCILES, apply_post, fit_post
 
 
 def group_codes(groups) -> np.ndarray:
@@ -46,13 +46,19 @@ def honest_post(
     """What each reconciliation is worth on one set: {"raw": score, "reconcile": {kind: {...}}}.
 
     Per kind `fitted` and `nested` (refitted without each group in turn) scores and their gains over "none" of the same
-    sort, which derives Dead and clamps alike. Choose by the nested gain: the fitted one flatters mint.
+    sort, which derives Dead and clamps alike; nan where too few rows are left to fit a covariance on. Choose by the
+    nested gain: the fitted one flatters mint.
     """
     target, pred = np.asarray(target, np.float64), np.asarray(pred, np.float64)
     settings = {"dead": dead, "always_correct_dead": always_correct_dead}
     post = fit_post(target, pred, valid=valid, **settings)
     table = {}
+    code = group_codes(groups)
+    fewest = len(target) - np.bincount(code).max()  # rows that the refits have at least
     for kind in RECONCILES:
+        if kind in FITTED and fewest < LEAST_ROWS:
+            table[kind] = {"fitted": float("nan"), "nested": float("nan")}
+            continue
         fitted = apply_post(pred, post, reconcile=kind, **settings)
         nested = nested_post(target, pred, groups, valid=valid, reconcile=kind, **settings)
         table[kind] = {

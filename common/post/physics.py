@@ -85,6 +85,7 @@ RECONCILES = {
     "shrunk": lambda pred, post: project(pred, fitted_covariance(post, "shrunk")),
     "mint": lambda pred, post: project(pred, fitted_covariance(post, "mint")),
 }
+FITTED = ("shrunk", "mint")  # these need a covariance
 
 
 def fit_post(
@@ -133,7 +134,7 @@ def check_post(post: dict | None, *, reconcile: str, dead: str, always_correct_d
     if not isinstance(post, dict) or post.get("format") != FORMAT or post.get("outputs") != list(OUTPUTS):
         raise InputError(f"post.json: not what this version fits ({FORMAT}); fit it again (ensemble.py --fit-post)")
     wanted = "always" if always_correct_dead else dead
-    if reconcile in ("shrunk", "mint") and post["dead"] != wanted:
+    if reconcile in FITTED and post["dead"] != wanted:
         raise InputError(f"post.json: fitted with --dead {post['dead']}, not {wanted}; fit it again or use the same")
 
 

@@ -14,6 +14,7 @@ from common.errors import InputError
 from common.metrics.regression import weighted_r2
 
 COLUMNS = ["sample_id", "image_path", "Sampling_Date", "State", "Species", "Pre_GSHH_NDVI", "Height_Ave_cm"]
+COVER = {"green": 0.5, "dead": 0.3, "clover": 0.2}
 LOOK = demo_grass.draw_look(np.random.default_rng(5), "")
 
 
@@ -75,6 +76,21 @@ def test_facts_are_what_the_definition_says(demo):
     assert set(facts["test_truth"]) == {path[5:-4] for path in pd.read_csv(folder / "test.csv").image_path}
 
 
+def test_test_photos_come_from_dates_of_their_own(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(demo_biomass, "draw_photo", lambda *_: (np.zeros((2, 4, 3), np.uint8), COVER))
+    real = demo_biomass.draw_row
+
+    def draw_row(plan, folder):
+        seen.append((folder.name, plan["date"], plan["state"]))
+        return real(plan, folder)
+
+    monkeypatch.setattr(demo_biomass, "draw_row", draw_row)
+    make_demo(tmp_path, photos=30, test_photos=6)
+    train, test = ({row[1:] for row in seen if row[0] == split} for split in ("train", "test"))
+    assert train and test and not train & test
+
+
 def test_same_seed_same_bytes_other_seed_others(demo, tmp_path):
     folder, _ = demo
     for name, seed in (("same", 3), ("other", 4)):
@@ -86,8 +102,7 @@ def test_same_seed_same_bytes_other_seed_others(demo, tmp_path):
 
 
 def test_noise_has_mean_one_and_the_stated_spread(monkeypatch, tmp_path):
-    cover = {"green": 0.5, "dead": 0.3, "clover": 0.2}
-    monkeypatch.setattr(demo_biomass, "draw_photo", lambda *_: (np.zeros((2, 4, 3), np.uint8), cover))
+    monkeypatch.setattr(demo_biomass, "draw_photo", lambda *_: (np.zeros((2, 4, 3), np.uint8), COVER))
     plans = demo_biomass.plan_groups(0, 400, GROUPS, 0)
     rows = [demo_biomass.draw_row(plan, tmp_path) for plan in plans]
     ratio = np.array([row["masses"]["Dry_Green_g"] / row["expected"]["Dry_Green_g"] for row in rows])

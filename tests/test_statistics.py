@@ -65,9 +65,12 @@ def test_one_colour_gives_its_own_hue_and_indices():
 
 def test_texture_ignores_gain_and_sees_scale():
     grey = cv2.GaussianBlur(photo(2, 400, 800), (0, 0), 3)
+    grey = np.clip((grey.astype(float) - grey.mean()) / grey.std() * 40 + 128, 0, 255).astype(np.uint8)
     soft = np.clip(grey.astype(float) * 0.5, 0, 255).astype(np.uint8)
     base, dim = (named(image, texture_statistics, TEXTURE_NAMES) for image in (grey, soft))
     assert dim["scale1_correlation_0_3"] == pytest.approx(base["scale1_correlation_0_3"], rel=0.02)
+    for name in ("scale1_gradient_mean", "scale2_gradient_sd", "scale2_laplacian"):
+        assert dim[name] == pytest.approx(base[name], rel=0.1)
     coarse = named(cv2.GaussianBlur(grey, (0, 0), 9), texture_statistics, TEXTURE_NAMES)
     assert coarse["scale1_gradient_mean"] < 0.6 * base["scale1_gradient_mean"]
 

@@ -118,7 +118,7 @@ def apply_saved(session) -> int:
     frame = task.blend(blend, sets) if blend else task.mean_sets(sets)
     if blend is None:
         print(f"mean of {len(sets)} sets, uncalibrated: give --blend for fitted weights and post-processing")
-    else:
+    elif "honest" in blend:  # a task's own blend may not know
         print(
             f"blend of {len(sets)} sets: honest out-of-fold score {blend['honest']:.4f} (fitted {blend['fitted']:.4f})"
         )

@@ -86,6 +86,8 @@ def begin(
 
     split: "train" or "test", the files that must be there; None for a call that reads no data.
     """
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(argv)  # prints and exits before a demo set is drawn for nobody
     config = peek(argv, "--config")
     written = read_config(Path(config)) if config else {}
     data = peek(argv, "--data", written.get("data"))

@@ -1,6 +1,6 @@
 """Photos a second of the stereo loader with decoded halves in a cache, against decoding the JPEGs every time.
 
-    python -m benchmarks.loader --data DIR        # a biomass folder; without it photos are made
+    python benchmarks/loader.py --data DIR        # a biomass folder; without it photos are made
 Both sides run in one process, in turn, with the same augmentation, seed, worker count and outputs (which are compared);
 the ratio is the median over the repeats. The second size is one where decoding matters less: it is only stated.
 """
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.datasets.stereo import StereoDataset, collate, init_worker
 from common.datasets.transforms import StereoAugment
 from common.errors import InputError, run_script

@@ -20,18 +20,20 @@ def pair(values) -> tuple | None:
     return tuple(values) if any(values) else None
 
 
+def photo_options(spec: dict, settings: dict) -> dict:
+    """How photos become halves: the same in training and in inference."""
+    names = ("outputs", "mean", "std", "mask_stamp")
+    options = {name: spec[name] for name in names} | {"size": tuple(spec["size"])}
+    cache = settings["cache"] if settings["cache_images"] else None
+    return options | {"photo_size": pair(spec["photo_size"]), "cache": cache}
+
+
 def open_rows(rows: pd.DataFrame, spec: dict, settings: dict, *, on_bad: str = "error") -> StereoDataset:
     """The photos of the rows as inference sees them: nothing random, decoded once where there is a cache."""
     return StereoDataset(
         rows,
-        outputs=spec["outputs"],
-        size=tuple(spec["size"]),
-        mean=spec["mean"],
-        std=spec["std"],
-        mask_stamp=spec["mask_stamp"],
-        photo_size=pair(spec["photo_size"]),
-        cache=settings["cache"] if settings["cache_images"] else None,
         on_bad=on_bad,
+        **photo_options(spec, settings),
     )
 
 
@@ -60,18 +62,12 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets
     )
     return StereoDataset(
         rows,
-        outputs=spec["outputs"],
-        size=tuple(spec["size"]),
-        mean=spec["mean"],
-        std=spec["std"],
         seed=settings["seed"],
         augment=augment if probabilities else None,
         swap_prob=0.0 if plain else settings["swap_prob"],
         mix=None if plain else mixing(rows, settings),
-        mask_stamp=spec["mask_stamp"],
-        photo_size=pair(spec["photo_size"]),
-        cache=settings["cache"] if settings["cache_images"] else None,
         aux=aux,
+        **photo_options(spec, settings),
     )
 
 

@@ -66,3 +66,8 @@ def small_disk(tmp_path) -> Path:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # torch keeps the file of a failed write open
+
+
+@pytest.fixture
+def glacier_data() -> Path:
+    return real_data("glacier")

@@ -1,0 +1,37 @@
+"""Gates: what a model must reach before it is handed in, and whether it does."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from common.errors import InputError
+from common.metrics.segmentation import class_table, mcc, mean_iou
+
+
+def mask_scores(counts, outputs: Sequence[str]) -> dict[str, float]:
+    """What gates may name, from counts (K, K): mcc, mean_iou, least_iou and <measure>_<class> of every class.
+
+    Measures are iou, precision, recall, f1 and mcc; nan where a class is absent. least_iou is nan if any IoU is.
+    """
+    table = class_table(counts, outputs).set_index("class")
+    scores = {"mcc": mcc(counts), "mean_iou": mean_iou(counts), "least_iou": float(table["iou"].min(skipna=False))}
+    for measure in ("iou", "precision", "recall", "f1", "mcc"):
+        scores |= {f"{measure}_{name}": float(table.loc[name, measure]) for name in outputs}
+    return scores
+
+
+def check_gates(scores: Mapping[str, float], gates: Mapping[str, float]) -> pd.DataFrame:
+    """A line per gate: gate, needed, reached, passed. A score that is nan passes nothing.
+
+    InputError where a gate names no score, since a gate that is never looked at would pass in silence.
+    """
+    unknown = [name for name in gates if name not in scores]
+    if unknown:
+        raise InputError(f"--gates: no score {unknown[0]}; there are {', '.join(sorted(scores))}")
+    lines = []
+    for name, needed in gates.items():
+        reached = float(scores[name])
+        passed = not math.isnan(reached) and reached >= needed
+        lines.append({"gate": name, "needed": float(needed), "reached": reached, "passed": passed})
+    return pd.DataFrame(lines, columns=["gate", "needed", "reached", "passed"])

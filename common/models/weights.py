@@ -41,7 +41,7 @@ def load_backbone(backbone: Backbone, weights, *, name: str | None = None, searc
         path = find_weights(name, search)
         state, source = (read_weights(path), str(path)) if path else download(name, search)
     else:
-        path = _file_of(Path(weights), name)
+        path = file_of(Path(weights), name)
         state, source = read_weights(path), str(path)
     fill(backbone, state, source)
     return source
@@ -137,17 +137,17 @@ def fill(backbone: Backbone, state: dict, source: str):
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
-        raise InputError(f"--weights {source}: lacks {_some(missing)} of {backbone.name}; is it the right model?")
+        raise InputError(f"--weights {source}: lacks {some(missing)} of {backbone.name}; is it the right model?")
     allowed = SURPLUS + tuple(_classifiers(net))
     surplus = [k for k in state if k not in own and k not in backbone.whole_names and not k.startswith(allowed)]
     if surplus:
         raise InputError(
-            f"--weights {source}: {_some(surplus)} not of {backbone.name}; a checkpoint of our own goes to --init"
+            f"--weights {source}: {some(surplus)} not of {backbone.name}; a checkpoint of our own goes to --init"
         )
     wrong = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in own.items()
              if k in state and state[k].shape != v.shape]  # fmt: skip
     if wrong:
-        raise InputError(f"--weights {source}: other shapes than {backbone.name}: {_some(wrong)}")
+        raise InputError(f"--weights {source}: other shapes than {backbone.name}: {some(wrong)}")
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
@@ -179,8 +179,11 @@ def _classifiers(net) -> list[str]:
 
 
 def _full_name(name: str) -> str:
-    """`vit_x` -> `vit_x.tag`, the tag that timm takes by default."""
-    cfg = timm.models.get_pretrained_cfg(name)
+    """`vit_x` -> `vit_x.tag`, the tag that timm takes by default; a tag that is not timm's stays."""
+    try:
+        cfg = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # smp's `resnet34.imagenet`
+        return name
     return f"{cfg.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else name
 
 
@@ -203,7 +206,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: (p.parent, SUFFIXES.index(p.suffix), p.name))
 
 
-def _file_of(path: Path, name: str) -> Path:
+def file_of(path: Path, name: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
@@ -211,10 +214,10 @@ def _file_of(path: Path, name: str) -> Path:
     files = _weight_files(path)
     found = find_weights(name, [path]) or (files[0] if len(files) == 1 else None)
     if found is None:
-        held = _some([file.name for file in files]) if files else f"no {' '.join(SUFFIXES)} file"
+        held = some([file.name for file in files]) if files else f"no {' '.join(SUFFIXES)} file"
         raise InputError(f"--weights {path}: holds {held}; none is named {name}, give the file itself")
     return found
 
 
-def _some(names: list) -> str:
+def some(names: list) -> str:
     return ", ".join(map(str, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import mean_squared_error, r2_score
 
 from common.errors import InputError
-from common.outputs import contact_sheet, curves, figures, report, stereo_sections
+from common.outputs import contact_sheet, curves, figures, report, shared_sections, stereo_sections
 from common.outputs.stereo_figures import cell_overlay
 from common.outputs.stereo_report import write_stereo_report
 
@@ -149,8 +149,9 @@ def made(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves the drawings out where a test looks at words and numbers alone: they take nearly all the time."""
-    for name in ("predicted_panels", "residual_panels", "change_panels", "learning_panels"):
+    for name in ("predicted_panels", "residual_panels", "change_panels"):
         monkeypatch.setattr(stereo_sections, name, lambda *a, name=name: f"<p>{name}</p>")
+    monkeypatch.setattr(shared_sections, "learning_panels", lambda *a: "<p>learning_panels</p>")
 
 
 def values_of(frame, rows):

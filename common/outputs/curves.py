@@ -7,11 +7,22 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from common.files import atomic_write
-from common.outputs.figures import DASHES, SERIES, colour, new_figure, picture_bytes, plain_axes
+from common.outputs.figures import (
+    DASHES,
+    SERIES,
+    colour,
+    escaped,
+    inline_svg,
+    new_figure,
+    picture_bytes,
+    plain_axes,
+)
+from common.outputs.report import figure, number, panels
 
 # A score of the first epochs may be far below zero; the curve is cut there so that the rest can be read.
 LOWEST_SCORE = -0.25
 LEAST_LOG_SPAN = 4
+PANEL, PANEL_TEXT = (400, 240), 10
 
 
 def curve(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
@@ -75,11 +86,38 @@ def write_curves(path: str | Path, logs: dict[object, list[dict]] | list[dict], 
     """
     logs = logs if isinstance(logs, dict) else {"": logs}
     names = [*loss_keys(logs), "score", "lr"]
-    figure = new_figure(300 * len(names), 250)
-    for axis, key in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    drawing = new_figure(300 * len(names), 250)
+    for axis, key in zip(drawing.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         plain_axes(axis, x="epoch", y={"lr": "learning rate"}.get(key, key.replace("_", " ")))
         if not draw_curves(axis, logs, key, log=key != "score"):
             axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", color=colour("muted"))
     if title:
-        figure.suptitle(title, color=colour("ink"), fontsize=11, x=0.01, ha="left", parse_math=False)
-    return atomic_write(path, picture_bytes(figure, kind=Path(path).suffix))
+        drawing.suptitle(title, color=colour("ink"), fontsize=11, x=0.01, ha="left", parse_math=False)
+    return atomic_write(path, picture_bytes(drawing, kind=Path(path).suffix))
+
+
+def key_to_lines(names: list[str]) -> str:
+    """HTML legend of `draw_curves`, in the order of the folds."""
+    items = []
+    for i, name in enumerate(names):
+        dash = DASHES[i % len(DASHES)]
+        dashes = "" if dash == "-" else f' stroke-dasharray="{" ".join(str(1.6 * length) for length in dash[1])}"'
+        line = f'<path d="M0 6H26" fill="none" stroke="var(--{SERIES[i % len(SERIES)]})" stroke-width="2.2"{dashes}/>'
+        items.append(f'<span><svg viewBox="0 0 26 12" aria-hidden="true">{line}</svg>{escaped(name)}</span>')
+    return '<div class="legend">' + "".join(items) + "</div>"
+
+
+def learning_panels(logs: dict, name: str) -> str:
+    """Score and losses over the epochs, a line per fold. logs: fold -> lines of log.jsonl; name: prefix of ids."""
+    wanted = [("score", "Score", False), *((key, key.replace("_", " ").capitalize(), True) for key in loss_keys(logs))]
+    blocks = []
+    for index, (key, title, log) in enumerate(wanted):
+        drawing = new_figure(*PANEL)
+        axis = plain_axes(drawing.add_subplot(), x="epoch", size=PANEL_TEXT)
+        if not draw_curves(axis, logs, key, log=log):
+            continue
+        cut = key == "score" and axis.get_ylim()[0] == LOWEST_SCORE
+        text = f"axis cut at {number(LOWEST_SCORE, 2)}" if cut else ""
+        text = text or ("logarithmic" if axis.get_yscale() == "log" else "")
+        blocks.append(figure(inline_svg(drawing, f"{name}-{index}", title), title=title, caption=text, hero=True))
+    return panels(blocks, pairs=True) if blocks else ""

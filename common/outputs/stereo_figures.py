@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from common.outputs.curves import LOWEST_SCORE, draw_curves, loss_keys
 from common.outputs.figures import (
-    DASHES,
     MARKERS,
     MOST_SVG_MARKS,
     SERIES,
@@ -57,17 +55,6 @@ def key_to_kinds(names: list[str]) -> str:
     for i, name in enumerate(names):
         drawing = f'<g fill="var(--{SERIES[i % len(SERIES)]})">{shapes[MARKERS[i % len(MARKERS)]]}</g>'
         items.append(f'<span><svg viewBox="0 0 26 12" aria-hidden="true">{drawing}</svg>{escaped(name)}</span>')
-    return '<div class="legend">' + "".join(items) + "</div>"
-
-
-def key_to_lines(names: list[str]) -> str:
-    """HTML legend of `draw_curves`, in the order of the folds."""
-    items = []
-    for i, name in enumerate(names):
-        dash = DASHES[i % len(DASHES)]
-        dashes = "" if dash == "-" else f' stroke-dasharray="{" ".join(str(1.6 * length) for length in dash[1])}"'
-        line = f'<path d="M0 6H26" fill="none" stroke="var(--{SERIES[i % len(SERIES)]})" stroke-width="2.2"{dashes}/>'
-        items.append(f'<span><svg viewBox="0 0 26 12" aria-hidden="true">{line}</svg>{escaped(name)}</span>')
     return '<div class="legend">' + "".join(items) + "</div>"
 
 
@@ -131,22 +118,6 @@ def change_panels(before, after, outputs, weights) -> str:
         svg = inline_svg(drawing, f"change-{i}", f"Change of {short_name(outputs[i])} by post-processing")
         blocks.append(figure(svg, title=short_name(outputs[i]), hero=hero))
     return panels(blocks)
-
-
-def learning_panels(logs: dict, name: str) -> str:
-    """Score and losses over the epochs, a line per fold. logs: fold -> lines of log.jsonl; name: prefix of ids."""
-    wanted = [("score", "Score", False), *((key, key.replace("_", " ").capitalize(), True) for key in loss_keys(logs))]
-    blocks = []
-    for index, (key, title, log) in enumerate(wanted):
-        drawing = new_figure(HERO[0], 240)
-        axis = plain_axes(drawing.add_subplot(), x="epoch", size=HERO_TEXT)
-        if not draw_curves(axis, logs, key, log=log):
-            continue
-        cut = key == "score" and axis.get_ylim()[0] == LOWEST_SCORE
-        text = f"axis cut at {number(LOWEST_SCORE, 2)}" if cut else ""
-        text = text or ("logarithmic" if axis.get_yscale() == "log" else "")
-        blocks.append(figure(inline_svg(drawing, f"{name}-{index}", title), title=title, caption=text, hero=True))
-    return panels(blocks, pairs=True) if blocks else ""
 
 
 def cell_overlay(grids: list[tuple[int, int]]) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from common.errors import InputError
 from common.metrics.regression import WEIGHTS, weighted_r2
 from common.outputs.report import write_report
+from common.outputs.shared_sections import with_log_scores
 from common.outputs.stereo_scores import headline_blocks
 from common.outputs.stereo_sections import SECTIONS
 
@@ -108,6 +109,7 @@ def gather(rows, final, honest, outputs, weights) -> dict:
     kept = rows[keep].reset_index(drop=True)
     facts = {"outputs": outputs, "weights": np.asarray(weights, np.float64), "rows": kept, "ids": kept["id"]}
     facts |= {"target": target[keep], "valid": known[keep], "final": pred[keep], "notes": notes, "honest": None}
+    facts["noun"] = "photo"
     if honest is not None:
         facts["honest"] = aligned(kept["id"], honest, outputs, "honest")
         if not np.isfinite(facts["honest"]).all():
@@ -142,22 +144,11 @@ def score_of(pred: np.ndarray, facts: dict) -> float | None:
 def member_facts(member: dict, facts: dict) -> dict:
     """The member with its score, and score_best and score_last from its logs where they were not given."""
     pred = aligned(facts["ids"], member["oof"], facts["outputs"], f"member {member['name']}")
-    found = dict(member)
+    found = with_log_scores(member)
     if found.get("score") is None:
         found["score"] = score_of(pred, facts)
     found["rows"] = int(np.isfinite(pred).all(1).sum())
-    found["logs"] = {fold: lines for fold, lines in (member.get("logs") or {}).items() if lines}
-    found["folds"] = len(found["logs"]) or (member["oof"]["fold"].nunique() if "fold" in member["oof"] else None)
-    folds = [[x["score"] for x in lines if is_number(x.get("score"))] for lines in found["logs"].values()]
-    folds = [values for values in folds if values]
-    for key, choose in (("score_best", max), ("score_last", lambda values: values[-1])):
-        if found.get(key) is None:
-            found[key] = float(np.mean([choose(values) for values in folds])) if folds else None
     return found
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
 
 
 def known_scores(scores: dict, facts: dict) -> dict:

@@ -7,7 +7,8 @@ None), members, scores, and the options of `write_stereo_report`.
 import numpy as np
 
 from common.metrics.regression import score_by, target_table
-from common.outputs.report import column, details, heading, headline, ladder, notice, number, paragraph, table
+from common.outputs.report import column, details, heading, headline, notice, number, paragraph, table
+from common.outputs.shared_sections import interval_text, member_scores, score_ladder
 from common.outputs.stereo_figures import short_name
 
 RUNGS = {
@@ -18,9 +19,7 @@ RUNGS = {
     "honest": ("Honest", "judged with groups left out"),
     "reachable": ("Best reachable", "what the noise of the data allows"),
 }
-LOWEST_SHOWN = -0.25
 MOST_GROUPS = 12
-ORDER = {"constant": 0, "ridge": 1, "member": 3, "fitted": 4, "honest": 5, "reachable": 6}
 
 
 def headline_blocks(facts: dict) -> list[str]:
@@ -47,7 +46,7 @@ def headline_blocks(facts: dict) -> list[str]:
 
 def scores_section(facts: dict) -> list[str]:
     return [
-        score_ladder(facts),
+        score_ladder(facts, RUNGS),
         interval_text(facts),
         heading("Per target"),
         target_scores(facts),
@@ -59,41 +58,6 @@ def scores_section(facts: dict) -> list[str]:
         heading("Per group"),
         group_scores(facts),
     ]
-
-
-def score_ladder(facts: dict) -> str:
-    """Baselines, the best member, the fitted and the honest score and the best reachable one on one scale."""
-    known = {k: v for k, v in facts["scores"].items() if not (v is None or not np.isfinite(v))}
-    members = [m for m in facts["members"] if m["score"] is not None and np.isfinite(m["score"])]
-    if len(members) > 1:
-        best = max(members, key=lambda m: m["score"])
-        known["member"] = best["score"]
-    items = []
-    for key in sorted(known, key=lambda key: ORDER.get(key, 2)):
-        name, note = RUNGS.get(key, (key, ""))
-        if key == "fitted" and not facts["blend"]:
-            name, note = "Out of fold", "photos the model was not trained on"
-        note = best["name"] if key == "member" else note
-        items.append({"label": name, "note": note, "value": known[key], "strong": key == "honest"})
-    low = min([0.0, *(item["value"] for item in items)])
-    return ladder(items, low=max(low, LOWEST_SHOWN))
-
-
-def interval_text(facts: dict) -> str:
-    """The paired bootstrap against the best single member, in a sentence with its verdict."""
-    interval = facts["interval"]
-    if not interval:
-        return paragraph(
-            "No bootstrap interval: there is nothing to compare with, or it was not asked for.", kind="why alone"
-        )
-    low, high = interval["low95"], interval["high95"]
-    verdict = "the difference is not established" if low <= 0 <= high else "the difference holds"
-    over = f" over {interval['groups']} groups" if interval.get("groups") else " over groups"
-    gain, low, high = (number(value, 4, signed=True) for value in (interval["difference"], low, high))
-    return paragraph(
-        f"The honest score against {interval['against']}, post-processed alike: {gain}, 95 % interval {low} to {high} "
-        f"(paired bootstrap{over}); {verdict}."
-    )
 
 
 def target_scores(facts: dict) -> str:
@@ -138,41 +102,6 @@ def coverage_table(facts: dict) -> str:
     columns += [column("width", "Mean width, g", digits=1)] if width else []
     caption = f"True values inside the predicted {number(level, 0)} % interval, out of fold."
     return heading("Intervals") + table(columns, records, caption=caption)
-
-
-def member_scores(facts: dict) -> str:
-    """Score of each member, at its best and its last epoch, and their difference, called selection."""
-    records = []
-    for member in facts["members"]:
-        best, last = member["score_best"], member["score_last"]
-        selection = None if best is None or last is None else best - last
-        seconds, grid = member.get("seconds"), member.get("grid")
-        record = {"name": member["name"], "score": member["score"], "bar": member["score"], "best": best, "last": last}
-        record |= {"selection": selection, "folds": member["folds"], "rows": member["rows"]}
-        record |= {"minutes": None if seconds is None else seconds / 60}
-        records.append(record | {"grid": f"{grid[0]}×{grid[1]}" if grid else None})
-    columns = [column("name", "Member", "name"), column("score", "Score", digits=4), column("bar", "", "bar")]
-    columns += [column("best", "At best", digits=4), column("last", "At last", digits=4)]
-    columns += [column("selection", "Selection", digits=4, signed=True), column("rows", "Photos", digits=0)]
-    columns += [
-        column("folds", "Folds", digits=0),
-        column("grid", "Cells", "text"),
-        column("minutes", "Minutes", digits=1),
-    ]
-    columns = [c for c in columns if c["key"] in ("name", "score", "bar", "rows") or any_known(records, c["key"])]
-    caption = "Each member by itself, before post-processing."
-    if any_known(records, "best"):
-        caption += " Selection: what picking the best epoch by the score itself adds to the score of the last epoch."
-        why = "that set came without a log, or the value was not recorded."
-        return table(columns, records, caption=caption, why=why)
-    why = "the set covers no photo of this table."
-    return table(columns, records, caption=caption, why=why) + paragraph(
-        "Scores at the best and the last epoch are not shown: the sets came without training logs.", kind="why alone"
-    )
-
-
-def any_known(records: list[dict], key: str) -> bool:
-    return any(record.get(key) is not None for record in records)
 
 
 def part_columns(name: str, fitted: bool) -> list[dict]:

@@ -8,13 +8,17 @@ import pandas as pd
 
 from common.errors import InputError
 from common.metrics.regression import target_table
-from common.outputs.predictions import listed
-from common.outputs.report import column, details, findings_list, frame_table, heading, ladder, number, paragraph, table
+from common.outputs.report import column, frame_table, heading, number, paragraph, table
+from common.outputs.shared_sections import (
+    findings_section,
+    learning_section,
+    no_blend,
+    settings_section,
+    weights_blocks,
+)
 from common.outputs.stereo_figures import (
     change_panels,
     key_to_kinds,
-    key_to_lines,
-    learning_panels,
     photo,
     photo_figure,
     predicted_panels,
@@ -63,62 +67,25 @@ def residuals_section(facts: dict) -> list[str]:
     return [paragraph(text), legend, residual_panels(*plotted(facts), kinds)]
 
 
-def learning_section(facts: dict) -> list[str]:
-    """A pair of figures per member that has logs; the others are named."""
-    blocks, without = [], []
-    for index, member in enumerate(facts["members"]):
-        drawn = learning_panels(member["logs"], f"learn-{index}") if member["logs"] else ""
-        if not drawn:
-            without.append(member["name"])
-            continue
-        legend = key_to_lines([f"fold {fold}" for fold in member["logs"]])
-        blocks += [heading(member["name"]), legend, drawn]
-    if blocks:
-        blocks.insert(0, paragraph("A line per fold; the dot marks the epoch with the best score."))
-    if without:
-        some = f"{len(without)} of {len(facts['members'])} members" if blocks else "No member"
-        verb = "have" if not blocks or len(without) > 1 else "has"
-        text = f"{some} came with a training log." if not blocks else f"{some} {verb} no training log: "
-        blocks.append(paragraph(text + (listed(without) + "." if len(blocks) else ""), kind="why alone"))
-    return blocks
-
-
 def members_section(facts: dict) -> list[str]:
     """Weights of the members as bars, or a table per target where each target has its own."""
     blend = facts["blend"]
     if not blend:
-        reason = "There is one member, so nothing is blended." if len(facts["members"]) == 1 else "No blend was fitted."
-        return [paragraph(reason, kind="why alone")]
+        return no_blend(facts)
     names, weights = list(blend["members"]), np.asarray(blend["weights"], np.float64)
     if weights.shape not in ((len(names),), (len(names), len(facts["outputs"]))):
         raise InputError(
             f"report: blend weights of shape {weights.shape} for {len(names)} members; give one per member"
         )
     shared = weights if weights.ndim == 1 else np.average(weights, axis=1, weights=facts["weights"])
-    order = np.argsort(-shared, kind="stable")
-    notes = member_notes(blend, names, {m["name"]: m["score"] for m in facts["members"]})
-    text = f"Blend “{blend['kind']}” of {len(names)} members; {int((shared > 0).sum())} have a weight above zero."
-    items = [{"label": names[i], "value": shared[i], "note": notes[i]} for i in order]
-    blocks = [paragraph(text), ladder(items, high=max(1e-9, shared.max()), digits=3, solid=True)]
+    blocks = weights_blocks(facts, shared)
     if weights.ndim == 2:
+        order = np.argsort(-shared, kind="stable")
         columns = [column("name", "Member", "name")]
         columns += [column(output, short_name(output), digits=3) for output in facts["outputs"]]
         records = [{"name": names[i]} | dict(zip(facts["outputs"], weights[i], strict=True)) for i in order]
         blocks += [paragraph("Bars: mean over the targets by their weight in the score."), table(columns, records)]
     return blocks
-
-
-def member_notes(blend: dict, names: list[str], scores: dict) -> list[str]:
-    """Below each member's name: its score, how its weight varied over refits, and whether it was dropped."""
-    spread = np.asarray(blend.get("weights_spread", np.full(len(names), np.nan)), np.float64)
-    spread = spread if spread.ndim == 1 else spread.mean(1)
-    notes = []
-    for name, wide in zip(names, spread, strict=True):
-        parts = [] if scores.get(name) is None else [f"score {number(scores[name], 4)}"]
-        parts += [f"weight ± {number(wide, 3)} over refits"] if np.isfinite(wide) and wide > 0 else []
-        parts += ["dropped: no better than a constant"] if name in blend.get("dropped", ()) else []
-        notes.append(", ".join(parts))
-    return notes
 
 
 def photos_section(facts: dict) -> list[str]:
@@ -231,32 +198,6 @@ def identity_table(facts: dict) -> str:
     ):
         columns += [column(f"{key} {name}", text.format(name), digits=digits) for name in ("before", "after")]
     return table(columns, records, caption="Identities of the labels, and how far the predictions are from them.")
-
-
-def findings_section(facts: dict) -> list[str]:
-    if facts["findings"] is None:
-        return [paragraph("The table was not checked in this run.", kind="why alone")]
-    if not len(facts["findings"]):
-        return [paragraph("The checks of the table found nothing to report.")]
-    return [findings_list(facts["findings"])]
-
-
-def settings_section(facts: dict) -> list[str]:
-    """A folded table per name of `settings`; text is printed as it is."""
-    if not facts["settings"]:
-        return [paragraph("Not known: the predictions came without settings.", kind="why alone")]
-    blocks = []
-    for name, values in facts["settings"].items():
-        if isinstance(values, dict):
-            records = [{"key": key, "value": "none" if value is None else value} for key, value in values.items()]
-            blocks.append(details(name, settings_table(records)))
-        else:
-            blocks.append(details(name, paragraph(str(values))))
-    return blocks
-
-
-def settings_table(records: list[dict]) -> str:
-    return table([column("key", "", "name"), column("value", "", "text")], records, kind="settings")
 
 
 # title -> (its short form in the navigation, its blocks)

@@ -182,8 +182,8 @@ def seed_transform(transform: A.BasicTransform, seed: int, epoch: int, index: in
     transform.set_random_state(draws, python_random(draws))
 
 
-def check_option(what: str, name: str, value: float, low: float, high: float) -> None:
-    if name not in AUGMENTATIONS:
-        raise InputError(f"{what} '{name}' is unknown; choose from {', '.join(AUGMENTATIONS)}")
+def check_option(what: str, name: str, value: float, low: float, high: float, table: Mapping = AUGMENTATIONS) -> None:
+    if name not in table:
+        raise InputError(f"{what} '{name}' is unknown; choose from {', '.join(table)}")
     if not low <= value <= high:
         raise InputError(f"{what} '{name}' is {value}; it must lie between {low} and {high}")

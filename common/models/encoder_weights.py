@@ -132,5 +132,5 @@ def whole_model(encoder: str) -> nn.Module | None:
 
 
 def plain(key: str) -> str:
-    """One name for a tensor: timm's feature extractors say `stem_in_conv` for `stem.in_conv`, old DenseNets `norm.1`."""
+    """One name for a tensor: timm's feature extractors say `stages_0` for `stages.0`, old DenseNets `norm.1`."""
     return re.sub(r"[._]", "", re.sub(r"^(model\.)+", "", key))

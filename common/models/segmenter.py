@@ -77,8 +77,8 @@ class Segmenter(nn.Module):
         self.full = self._full_stem() if stem == "full" else None
         self.dropout = nn.Dropout2d(dropout)
         self.multiple = LARGER_MULTIPLES.get(arch) or size_multiple(self.net.encoder)
-        if encoder.startswith("tu-"):
-            check_any_size(self.net.encoder, encoder, self.channels, self.multiple)
+        self.idle = idle_weights(self.net, encoder, self.channels, self.multiple)
+        self._rest()
         self.frozen = False
         self.backbone_key = None  # its features are not shared with other models, see engine.predict
 
@@ -104,6 +104,11 @@ class Segmenter(nn.Module):
             decoded = self.full(features[0], decoded)
         return self.net.segmentation_head(self.dropout(decoded))[..., :height, :width]
 
+    def _rest(self):
+        for name, parameter in self.net.named_parameters():
+            if name in self.idle:
+                parameter.requires_grad_(False)  # DDP waits for the gradient of every parameter that wants one
+
     def train(self, mode: bool = True):
         super().train(mode)
         if self.frozen:
@@ -111,9 +116,13 @@ class Segmenter(nn.Module):
         return self
 
     def freeze_backbone(self, frozen: bool = True):
-        """The encoder without gradient and in eval mode, also after train(); False takes it back."""
+        """The encoder without gradient and in eval mode, also after train(); False takes it back.
+
+        What no output depends on (stages below a shorter decoder) never wants a gradient.
+        """
         self.frozen = frozen
         self.net.encoder.requires_grad_(not frozen)
+        self._rest()
         self.train(self.training)
 
     def part_of(self, name: str) -> str:
@@ -123,9 +132,9 @@ class Segmenter(nn.Module):
     def param_groups(self, *, lr: float, backbone_lr: float, weight_decay: float) -> list[dict]:
         """Groups for the optimizer: {"name", "part", "params", "lr", "weight_decay"}.
 
-        Biases, norms and position tables get no weight decay. A frozen encoder is left out.
+        Biases, norms and position tables get no weight decay. A frozen encoder is left out, and what is idle.
         """
-        members = list(self.named_parameters())
+        members = [(name, p) for name, p in self.named_parameters() if name.removeprefix("net.") not in self.idle]
         never = {name for name, _ in members if any(part in name for part in NO_DECAY)}
         groups = []
         for part, rate in (("head", lr), ("backbone", backbone_lr)):
@@ -221,17 +230,23 @@ def size_multiple(encoder: nn.Module) -> int:
     return int(encoder.output_stride) * max(windows, default=1)
 
 
-def check_any_size(encoder: nn.Module, name: str, channels: int, multiple: int):
-    """InputError for an encoder of timm that takes one size of picture; shapes alone are computed, no numbers."""
-    shadow = copy.deepcopy(encoder).to("meta").eval()
+def idle_weights(net: nn.Module, encoder: str, channels: int, multiple: int) -> frozenset[str]:
+    """Names of the parameters that no logit depends on; shapes alone are computed, no numbers.
+
+    InputError for an encoder that takes one size of picture only.
+    """
+    shadow = copy.deepcopy(net).to("meta").eval().requires_grad_()
     try:
-        with torch.no_grad():
-            shadow(torch.empty(1, channels, multiple, 2 * multiple, device="meta"))
+        logits = shadow.segmentation_head(
+            shadow.decoder(shadow.encoder(torch.empty(1, channels, multiple, 2 * multiple, device="meta")))
+        )
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"--encoder {name}: takes pictures of one size only ({str(error)[:120]}); "
+            f"--encoder {encoder}: takes pictures of one size only ({str(error)[:120]}); "
             "use a convolutional one, mit_b0 … mit_b5 or a MaxViT"
         ) from error
+    logits.sum().backward()
+    return frozenset(name for name, parameter in shadow.named_parameters() if parameter.grad is None)
 
 
 def reflected(image: torch.Tensor, multiple: int) -> torch.Tensor:

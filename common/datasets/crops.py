@@ -12,19 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog, minimize
 
+from common.datasets.crop_weights import nearest_shares, spread_weights
 from common.datasets.draws import generator
 from common.errors import InputError
 
 IGNORED = 255  # value of a label pixel that is not valid
 CROP = 2_000  # the decision of common.datasets.draws that this file takes
 GOLDEN = (5**0.5 - 1) / 2
-GIVE = 0.01  # how much more than the least possible deviation the best attainable shares may have, for rare classes
 SLACK = 0.015  # how far from the best attainable share a plan may be, so that it shows more windows,
 SLACK_PART = 0.25  # and as a part of that share: a class of half a point may not vanish
 MOST = 0.95  # share of draws that a boost asks for at most
-PRESSURE = 12.0  # largest multiplier of a boost: where it and the target disagree, the target wins
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def plan_crops(
     before = start @ held
     wish = np.minimum([factor for _, factor in asked] * before, np.maximum(before, MOST))
     near = None if wanted is None else (aim - room, aim + room)
-    weight = _spread(counts[:, :k], start, near=near, held=held, wish=wish)
+    weight = spread_weights(counts[:, :k], start, near=near, held=held, wish=wish)
     boosts = _reached(asked, before, weight @ held, classes)
     order = _walk(crops, counts[:, :k], weight)
     weight = weight[order] / weight[order].sum()
@@ -127,46 +125,6 @@ def shares_of(plan: CropPlan, labels, draws: Iterable[tuple[int, int, int]]) -> 
     for tile, y, x in draws:
         counts += np.bincount(labels[tile][y : y + plan.crop, x : x + plan.crop].ravel(), minlength=IGNORED + 1)
     return counts[: len(plan.classes)] / counts[: len(plan.classes)].sum()
-
-
-def nearest_shares(counts: np.ndarray, target: np.ndarray, *, give: float = GIVE, windows: int = 1) -> np.ndarray:
-    """(K,) shares nearest to `target` that weights on rows of counts (n, K) can show: the largest deviation within
-    `give` of the least possible; in that room, the least sum of shortfalls, each as a part of its target, so that a
-    rare class is not given up for a little less of a common one. No row has more than 1/windows of the pixels. Two
-    linear programmes over the rows' share vectors."""
-    counts = counts[counts.sum(axis=1) > 0]
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    price = np.divide(1.0, target, out=np.zeros(len(target)), where=target > 0)
-    limit = 1 / min(windows, len(shares))
-    near = np.argsort(np.abs(shares - target).sum(axis=1), kind="stable")[: max(32, windows)]
-    used = np.unique(np.concatenate([near, shares.argmax(axis=0), shares.argmin(axis=0)]))
-    found, largest, used = _solve_shares(shares, target, used, limit, (0 * price, 1.0, None))
-    return _solve_shares(shares, target, used, limit, (price, 1e-6, largest + give))[0] if give else found
-
-
-def _solve_shares(shares, target, used, limit: float, aims):
-    """Shares (K,), their largest deviation, and the rows in use, at the least cost. aims: price of the shortfalls (K,),
-    cost of the largest deviation, its limit. A row has at most `limit` of the pixels; rows are added to those in use
-    while one of the others has a negative reduced cost."""
-    k, (price, cost_largest, largest) = len(target), aims
-    none, one = np.zeros((k, k)), np.ones((k, 1))
-    bound = np.concatenate([target, -target, -target])
-    for _ in range(200):
-        now = shares[used].T
-        cost = np.concatenate([np.zeros(len(used)), price, [cost_largest]])
-        rows = np.block([[now, none, -one], [-now, none, -one], [-now, -np.eye(k), 0 * one]])
-        whole = np.concatenate([np.ones(len(used)), np.zeros(k + 1)])[None]
-        bounds = [(0, limit)] * len(used) + [(0, None)] * k + [(0, largest)]
-        done = linprog(cost, rows, bound, whole, [1.0], bounds=bounds, method="highs")
-        dual = done.ineqlin.marginals.reshape(3, k)
-        reduced = -(shares @ (dual[0] - dual[1] - dual[2]) + done.eqlin.marginals[0])
-        reduced[used] = 0.0
-        fresh = np.argsort(reduced, kind="stable")[:32]
-        fresh = fresh[reduced[fresh] < -1e-9]
-        if not len(fresh):
-            break
-        used = np.union1d(used, fresh)
-    return now @ done.x[: now.shape[1]], done.x[-1], used
 
 
 def _target_vector(target, classes) -> np.ndarray | None:
@@ -275,35 +233,6 @@ def _held(counts, what, pairs, k: int) -> np.ndarray:
     """(n, boosts) float64 0 or 1: windows that hold a pixel of the class or border on average over their positions."""
     columns = [k + pairs.index(item) if isinstance(item, tuple) else item for item in what]
     return (counts[:, columns] >= 1).astype(np.float64)
-
-
-def _spread(counts, start, *, near, held, wish) -> np.ndarray:
-    """(n,) weights of least relative entropy to `start` whose shares are between the two vectors `near` (None: any) and
-    whose draws hold each boost as often as `wish`. By the dual problem, with a multiplier for each inequality."""
-    labelled = counts.sum(axis=1)
-    rows = [wish - held]
-    if near is not None:
-        below, above = np.outer(labelled, near[0]), np.outer(labelled, near[1])
-        rows += [(counts - above) / labelled.max(), (below - counts) / labelled.max()]
-    rows = np.concatenate(rows, axis=1)
-    bounds = [(0, PRESSURE if j < held.shape[1] else None) for j in range(rows.shape[1])]
-
-    def weights(multiplier):
-        exponent = -(rows @ multiplier)
-        peak = exponent.max()
-        return start * np.exp(exponent - peak), peak
-
-    def dual(multiplier):
-        weight, peak = weights(multiplier)
-        total = weight.sum()
-        return np.log(total) + peak, -(weight @ rows) / total
-
-    if not rows.shape[1]:
-        return start
-    done = minimize(dual, np.zeros(rows.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B",
-                    options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 30})  # fmt: skip
-    weight, _ = weights(done.x)
-    return weight / weight.sum()
 
 
 def _walk(crops, counts, weight) -> np.ndarray:

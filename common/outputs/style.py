@@ -90,6 +90,14 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .photos table { width: 100%; font-size: .82rem; } .photos th, .photos td { padding: .24rem .4rem; }
 .photos th:first-child { padding-left: 0; } .photos :is(th, td):last-child { padding-right: 0; }
 .photos .scroll { margin-bottom: 0; }
+.tile { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .8rem .7rem; }
+.tile img { width: 100%; height: auto; display: block; background: var(--panel); }
+.tile figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-size: .8rem; }
+.card { margin: 1rem 0 1.9rem; }
+.key { display: inline-flex; align-items: center; gap: .3rem; }
+.key svg { width: 1.5rem; height: .8rem; flex: none; }
+.confusion td { min-width: 5.6rem; } .confusion tbody tr:nth-last-child(2) > * { border-bottom-color: var(--muted); }
+.confusion td b { display: block; font-weight: 600; } .confusion small { font-size: .76rem; }
 .identity { display: flex; flex-wrap: wrap; gap: 0 1rem; justify-content: space-between; font-size: .86rem;
   margin-bottom: .45rem; color: var(--muted); overflow-wrap: anywhere; }
 .identity b { color: var(--ink); font-weight: 600; }
@@ -129,6 +137,7 @@ footer { border-top: 1px solid var(--rule); margin-top: 2.6rem; padding-top: 1re
   .page { padding: 0 2rem 5rem; } nav { margin: 0 -2rem; padding: 0 2rem; }
   .panels { grid-template-columns: repeat(4, minmax(0, 1fr)); } .panels .hero { grid-column: span 2; grid-row: span 2; }
   .panels.pairs > .hero { grid-column: span 2; grid-row: auto; }
+  .tile { grid-template-columns: repeat(5, minmax(0, 1fr)); }
 }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll { overflow: visible; } }
 """

@@ -1,0 +1,90 @@
+"""What a map without looking, and a linear model that looks at one pixel at a time, would score out of fold."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from common.errors import InputError
+from common.metrics.segmentation import confusion, mcc
+
+PIXELS = 20_000  # the fit's; ten times as many change the score by less than .005
+
+
+def held_folds(rows: pd.DataFrame) -> list[int]:
+    """The folds to hold out. InputError: fewer than two, or test rows (-1) among them."""
+    held = sorted(set(rows["fold"].tolist()))
+    if len(held) < 2 or held[0] < 0:
+        raise InputError(f"baseline: needs rows of two folds or more from 0 on, got folds {held}; see make_folds.py")
+    return held
+
+
+def constant_score(rows: pd.DataFrame) -> float:
+    """MCC of the commonest class everywhere: 0 whatever the rows hold, as MCC is made; rows as `held_folds` wants."""
+    held_folds(rows)
+    return 0.0
+
+
+def with_logarithms(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, np.log1p(np.maximum(values, 0))], 1)
+
+
+def logistic_model(values: np.ndarray, target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """(n, C) -> (n,) classes: a multinomial logistic regression on standardised values and their logarithms.
+
+    With one class in `target` it answers that class.
+    """
+    if len(set(target.tolist())) == 1:
+        return lambda pixels: np.full(len(pixels), target[0])
+    model = make_pipeline(FunctionTransformer(with_logarithms), StandardScaler(), LogisticRegression(max_iter=200))
+    return model.fit(values, target).predict
+
+
+def pixel_sample(rows: pd.DataFrame, read_tile, read_target, pixels: int, seed: int) -> list[tuple]:
+    """For each row (values (n, C), target (n,)) of at most `pixels` of its pixels with data, drawn by (seed, index)."""
+    found = []
+    for index, row in enumerate(rows.itertuples()):
+        tile, target = read_tile(row.path), read_target(row.label)
+        known = np.flatnonzero((tile != 0).any(0))
+        rng = np.random.default_rng([seed, index])
+        chosen = rng.choice(known, min(pixels, len(known)), replace=False)
+        found.append((tile.reshape(len(tile), -1)[:, chosen].T.astype(np.float64), target.ravel()[chosen]))
+    return found
+
+
+def logistic_counts(
+    rows: pd.DataFrame,
+    *,
+    read_tile: Callable[[str], np.ndarray],
+    read_target: Callable[[str], np.ndarray],
+    classes: int,
+    pixels: int = PIXELS,
+    seed: int = 0,
+) -> np.ndarray:
+    """Out-of-fold counts int64 (rows, K, K) over all pixels: those without data count as class 0 predicted as 0.
+
+    rows: path, label, fold; read_tile(path) -> (C, H, W), 0 in all bands where there is no data; read_target(label) ->
+    (H, W) class indices. Each fold is predicted by a model fitted on about `pixels` pixels of all other folds.
+    """
+    held = held_folds(rows)
+    sample = pixel_sample(rows, read_tile, read_target, -(-pixels // len(rows)), seed)
+    fold = rows["fold"].to_numpy()
+    counts = np.zeros((len(rows), classes, classes), np.int64)
+    for k in held:
+        values, target = (np.concatenate([sample[n][part] for n in np.flatnonzero(fold != k)]) for part in (0, 1))
+        predict = logistic_model(values, target)
+        for n in np.flatnonzero(fold == k):
+            tile, truth = read_tile(rows["path"].iloc[n]), read_target(rows["label"].iloc[n])
+            valid = (tile != 0).any(0)
+            if valid.any():
+                counts[n] = confusion(truth[valid], predict(tile[:, valid].T.astype(np.float64)), None, classes)
+            counts[n, 0, 0] += int((~valid).sum())
+    return counts
+
+
+def logistic_score(rows: pd.DataFrame, *, read_tile, read_target, classes: int, **sampling) -> float:
+    """MCC over all pixels of `logistic_counts`."""
+    return mcc(logistic_counts(rows, read_tile=read_tile, read_target=read_target, classes=classes, **sampling).sum(0))

@@ -389,6 +389,15 @@ def test_init_from_names_what_found_no_partner():
     assert "net.encoder.conv1 (1)" in said and "net.segmentation_head.0 (2)" in said
 
 
+def test_init_from_another_architecture_takes_the_encoder():
+    source, model = shaken(Segmenter(arch="fpn", encoder="resnet18")), Segmenter(arch="unet", encoder="resnet18")
+    names = {"source_bands": BANDS, "source_outputs": OUTPUTS}
+    said = init_from(model, source.state_dict(), bands=BANDS, outputs=OUTPUTS, **names)
+    own, theirs = model.net.encoder.state_dict(), source.net.encoder.state_dict()
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
+    assert "in another shape: net.segmentation_head.0 (1)" in said and "other bands or classes" not in said
+
+
 def test_init_from_refuses_what_is_no_source():
     model, source = Segmenter(**SMALL), Segmenter(**SMALL).state_dict()
     with pytest.raises(InputError, match="nothing of it fits --encoder resnet18"):

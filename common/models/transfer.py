@@ -30,7 +30,8 @@ def init_from(model: Segmenter, state: dict, *, bands, outputs, source_bands=Non
         if key not in state:
             why = ABSENT
         elif part and names[part][2] is not None:
-            filled, why = by_name(key, value, state[key], *names[part], blank=part == "stem"), STRANGE
+            filled = by_name(key, value, state[key], *names[part], blank=part == "stem")
+            why = SHAPE if set(names[part][1]) & set(names[part][2]) else STRANGE
             matched |= {part: names[part][1:]} if filled is not None else {}
         elif state[key].shape == value.shape:
             filled = state[key]

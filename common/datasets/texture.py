@@ -133,26 +133,26 @@ def _correlation(s, n):
 
 
 def _counted(first, second, levels: int, size, shape, entropy: bool, threads: int) -> dict[str, np.ndarray]:
-    """{"squared counts": float64 (H, W) sum of the squares of the symmetric matrix's counts, "entropy": (H, W)}."""
-    squares, entropies = np.zeros(shape), np.zeros(shape if entropy else (0, 0))
-    codes, gains = _codes(levels)[first, second], _entropy_gains(size[0] * size[1])
-    slide = _compiled()
-    edges = np.linspace(0, shape[0], threads + 1).astype(int)
+    """{"squared counts": float64 (H, W) sum of the squares of the symmetric matrix's counts, "entropy": the same shape
+    or None}."""
+    squares, entropies = np.zeros(shape), np.zeros(shape) if entropy else None
+    gains = _entropy_gains(size[0] * size[1]) if entropy else None
+    places = np.multiply(first, levels, dtype=np.uint16) + second
+    codes = np.ascontiguousarray(_codes(levels).ravel().take(places).T)
+    edges = np.linspace(0, shape[0], threads + 1).astype(int).tolist()
+    work = functools.partial(_compiled(), codes, size[0], size[1], levels, gains, squares, entropies)
     if threads == 1:
-        slide(codes, 0, shape[0], size[0], size[1], levels, gains, squares, entropies)
+        work(0, shape[0])
     else:
         with ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(slide, codes, low, high, size[0], size[1], levels, gains, squares, entropies)
-                    for low, high in zip(edges[:-1], edges[1:], strict=True)]  # fmt: skip
-            for job in jobs:
-                job.result()
+            list(pool.map(work, edges[:-1], edges[1:]))
     return {"squared counts": squares, "entropy": entropies}
 
 
 @functools.cache
 def _codes(levels: int) -> np.ndarray:
-    """(levels, levels) int16 number of an unordered pair of grey levels: below `levels` where both are the same."""
-    codes = np.zeros((levels, levels), np.int16)
+    """(levels, levels) uint16 number of an unordered pair of grey levels: below `levels` where both are the same."""
+    codes = np.zeros((levels, levels), np.uint16)
     rows, columns = np.triu_indices(levels, 1)
     codes[rows, columns] = codes[columns, rows] = levels + np.arange(len(rows))
     np.fill_diagonal(codes, np.arange(levels))
@@ -179,33 +179,33 @@ def _compiled():
     return numba.njit(nogil=True)(_slide)
 
 
-def _slide(codes, first_row, last_row, high, wide, levels, gains, squares, entropies):
-    """Fills rows of `squares` and, where it is not empty, `entropies` from pair codes; windows of high x wide pairs."""
+def _slide(codes, high, wide, levels, gains, squares, entropies, first_row, last_row):
+    """Fills rows of `squares` and, where it is not None, `entropies` from pair codes (width, height), transposed so
+    that a column of a window lies together; windows of high x wide pairs. Numba leaves the branches of a None out."""
     table = np.zeros(levels * (levels + 1) // 2, np.int32)
-    width, with_entropy = squares.shape[1], entropies.shape[0] > 0
+    width = squares.shape[1]
     for y in range(first_row, last_row):
         square, entropy = 0, 0.0
         for x in range(width + wide - 1):
-            for r in range(y, y + high):
-                if x >= wide:
-                    code = codes[r, x - wide]
+            if x >= wide:
+                for r in range(high):
+                    code = codes[x - wide, y + r]
                     count = table[code] - 1
                     table[code] = count
-                    like = 1 if code < levels else 0
-                    square -= (4 * count + 2) << like
-                    if with_entropy:
-                        entropy -= gains[like, count]
-                code = codes[r, x]
+                    square -= (4 * count + 2) * (2 if code < levels else 1)
+                    if gains is not None:
+                        entropy -= gains[1 if code < levels else 0, count]
+            for r in range(high):
+                code = codes[x, y + r]
                 count = table[code]
                 table[code] = count + 1
-                like = 1 if code < levels else 0
-                square += (4 * count + 2) << like
-                if with_entropy:
-                    entropy += gains[like, count]
+                square += (4 * count + 2) * (2 if code < levels else 1)
+                if gains is not None:
+                    entropy += gains[1 if code < levels else 0, count]
             if x >= wide - 1:
                 squares[y, x - wide + 1] = square
-                if with_entropy:
+                if entropies is not None:
                     entropies[y, x - wide + 1] = entropy
         for x in range(width - 1, width + wide - 1):
-            for r in range(y, y + high):
-                table[codes[r, x]] = 0
+            for r in range(high):
+                table[codes[x, y + r]] = 0

@@ -119,8 +119,19 @@ def validate_masks(folder: str | Path, rows: pd.DataFrame, *, values: Sequence[i
     return len(wanted)
 
 
-def write_probs(path: str | Path, prob: np.ndarray) -> Path:
+def data_pixels(prob: np.ndarray) -> np.ndarray:
+    """bool (H,W): False where stored probabilities (K,H,W) are 1 for class 0 and 0 for all others.
+
+    So a pixel without data is stored; one with data of which the model is as sure as float16 can say counts with them.
+    """
+    return (prob[0] != 1) | (prob[1:] != 0).any(axis=0)
+
+
+def write_probs(path: str | Path, prob: np.ndarray, target: np.ndarray | None = None) -> Path:
     """Write class probabilities (K,H,W) of one tile as float16 under the key "prob" of an npz, atomically.
+
+    target: its truth, uint8 (H,W) with 255 where there is no data, kept beside under "target": an out-of-fold set
+    then knows its truth wherever it is moved.
 
     These are values before thresholds and morphology. InputError where they are not finite or outside [0, 1].
     """
@@ -129,7 +140,8 @@ def write_probs(path: str | Path, prob: np.ndarray) -> Path:
     if not (np.isfinite(prob).all() and prob.min(initial=0) >= 0 and prob.max(initial=1) <= 1.001):
         raise InputError(f"{path}: probabilities are not finite or not within 0 and 1; predict this tile again")
     stored = prob.astype(np.float16)
-    return atomic_write(path, lambda temporary: np.savez_compressed(temporary, prob=stored))
+    arrays = {"prob": stored} | ({} if target is None else {"target": target})
+    return atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
 
 
 def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
@@ -148,3 +160,12 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
     if prob.ndim != 3 or (classes is not None and len(prob) != classes):
         raise InputError(f"{path}: prob is {prob.shape}, wanted ({classes or 'K'},H,W); is it of another task?")
     return prob
+
+
+def read_target(path: str | Path) -> np.ndarray:
+    """uint8 (H,W), the truth that `write_probs` stored, 255 where there is no data; InputError where there is none."""
+    try:
+        with np.load(Path(path)) as file:
+            return file["target"]
+    except (*FAULTS, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: holds no array target ({error}); predict out of fold again") from error

@@ -161,6 +161,9 @@ def test_gains_are_honest_and_add_up(world, judgement):
     assert alone["scores"]["honest"] == pytest.approx(gains.loc["good", ["none", "both"]].sum())
     plain = world.judge(["good"], thresholds=False, morphology={})
     assert plain["scores"] == pytest.approx(dict.fromkeys(("fitted", "honest"), plain["members"]["good"]))
+    given = world.judge(["good"], thresholds=[0.3, 0.3, 0.6], morphology={})
+    masks = {one: world.mask(one, (1, 0, 0), {"thresholds": [1, 1, 2]}) for one in world.rows["id"]}
+    assert given["scores"] == pytest.approx(dict.fromkeys(("fitted", "honest"), world.score(masks)), abs=1e-12)
 
 
 def test_tables(world, judgement):

@@ -45,11 +45,13 @@ def test_every_tried_value_is_scored_as_if_applied(chosen):
     prob, target = pixels(3)
     weight = np.random.default_rng(1).uniform(0.5, 3, len(target))
     start, tried = np.array([0.5, 0.2, 0.3]), np.geomspace(0.01, 2, 9)
-    scores = moved_scores(prob, target, weight, start, chosen, tried, 0.0)
+    scores = moved_scores(prob, target, weight, start, chosen, tried, 900.0)
     for value, found in zip(tried, scores, strict=True):
         moved = start.copy()
         moved[chosen] = value
-        assert found == pytest.approx(score(prob, target, moved, weight), abs=1e-10)
+        pred = np.append((prob / moved).argmax(1), 0)
+        expected = matthews_corrcoef(np.append(target, 0), pred, sample_weight=np.append(weight, 900.0))
+        assert found == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

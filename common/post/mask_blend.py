@@ -16,7 +16,7 @@ from common.metrics.segmentation import mcc
 from common.outputs.masks import read_probs, write_probs
 from common.outputs.predictions import listed
 from common.post.blend import FORMAT, ZERO
-from common.post.thresholds import fit_thresholds, sample_pixels, weighted_counts
+from common.post.thresholds import checked_thresholds, fit_thresholds, sample_pixels, weighted_counts
 
 PIXELS = 60_000  # of every class in all tiles together
 STEPS = 15  # of the greedy selection
@@ -160,11 +160,13 @@ def fit_members(sample: Sample, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return weights, sound
 
 
-def fit_blend(sample: Sample, kind: str, *, members: Sequence[str], seed: int, thresholds: bool = True) -> dict:
+def fit_blend(
+    sample: Sample, kind: str, *, members: Sequence[str], seed: int, thresholds: bool | Sequence[float] = True
+) -> dict:
     """A blend as plain JSON: format, kind, members, weights (m,), dropped, post {"thresholds"}, pixels, parts, seed.
 
     members: the m names; dropped: {member: MCC over valid pixels} of those no better than a constant, which weigh 0.
-    thresholds: fit them (else the plain argmax).
+    thresholds: True fits them, False is the plain argmax; or K numbers.
     """
     weights, sound = fit_members(sample, kind)
     lost = {name: prob for name, prob, ok in zip(members, sample.prob, sound, strict=True) if not ok}
@@ -181,9 +183,11 @@ def fit_blend(sample: Sample, kind: str, *, members: Sequence[str], seed: int, t
     }
 
 
-def fitted_thresholds(sample: Sample, weights, wanted: bool = True) -> list[float]:
-    """K thresholds of the blend with `weights` (m,), equal where they are not wanted."""
+def fitted_thresholds(sample: Sample, weights, wanted: bool | Sequence[float] = True) -> list[float]:
+    """K thresholds of the blend with `weights` (m,): fitted (True), equal (False), or the K numbers `wanted`."""
     classes = sample.prob.shape[2]
+    if not isinstance(wanted, bool):
+        return checked_thresholds(wanted, classes)
     if not wanted:
         return [1 / classes] * classes
     background = float(sample.background.sum())

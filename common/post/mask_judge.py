@@ -45,7 +45,7 @@ def rows_of(rows: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
     return table.loc[list(ids)].reset_index(drop=True)
 
 
-def refit(sample: Sample, kind: str, parts: int, thresholds: bool) -> list[dict]:
+def refit(sample: Sample, kind: str, parts: int, thresholds) -> list[dict]:
     """For every part the {"weights", "thresholds"} fitted without it."""
     fits = []
     for part in range(parts):
@@ -105,7 +105,7 @@ def pooled(counts: np.ndarray, nodata: np.ndarray) -> np.ndarray:
     return total
 
 
-def fit_all(sample: Sample, kind: str, part, *, members: Sequence[str], seed: int, thresholds: bool) -> dict:
+def fit_all(sample: Sample, kind: str, part, *, members: Sequence[str], seed: int, thresholds) -> dict:
     """The blend of all tiles, and what was fitted without each tile's part: {"blend", "nested", "single"}.
 
     nested: per tile {"weights", "thresholds"} of the blend; single: {member: per tile its thresholds}.
@@ -129,16 +129,17 @@ def judge(
     kind: str,
     seed: int,
     morphology: Mapping,
-    thresholds: bool = True,
+    thresholds: bool | Sequence[float] = True,
 ) -> dict:
     """Everything an ensemble's report and log need, from out-of-fold sets of the same tiles.
 
     rows: `id`, `group` (left out, in at most PARTS parts); sets: {name: id, fold, nodata, n_<t>_<p>, prob};
     read_target(row) -> (target uint8 (H,W), valid bool (H,W)); morphology: min_area, fill_holes and connectivity of
-    clean_mask, empty for none; thresholds: fit them. Returns ids, rows (of these ids), scores (fitted, honest), members
-    ({name: MCC of its argmax}), best (name of the best member), blend (JSON, with its `post`), final and honest (id,
-    fold, nodata, counts after post-processing), read_pred (row -> honest mask), nested (per tile what was fitted
-    without its part), gains (honest, per set and for a blend), interval (None with one set), tables and tiles.
+    clean_mask, empty for none; thresholds: True fits them, False is the argmax, or K numbers. Returns ids, rows (of
+    these ids), scores (fitted, honest), members ({name: MCC of its argmax}), best (name of the best member), blend
+    (JSON, with its `post`), final and honest (id, fold, nodata, counts after post-processing), read_pred (row -> honest
+    mask), nested (per tile what was fitted without its part), gains (honest, per set and for a blend), interval (None
+    with one set), tables and tiles.
     """
     ids, frames = align_sets(sets)
     rows, classes = rows_of(rows, ids), len(outputs)
@@ -186,7 +187,7 @@ def pred_reader(ids, frames, nested, read_target, morphology, classes) -> Callab
     return read_pred
 
 
-def fit_post(rows, frame, *, outputs, read_target, seed: int, morphology: Mapping, thresholds: bool = True) -> dict:
+def fit_post(rows, frame, *, outputs, read_target, seed: int, morphology: Mapping, thresholds=True) -> dict:
     """What finish_mask is given for one out-of-fold set: {"thresholds": [K numbers], and the morphology}, plain types.
 
     Arguments as `judge`; frame: the set; rows: `id` and what read_target wants.

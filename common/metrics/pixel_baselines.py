@@ -9,9 +9,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from common.errors import InputError
+from common.metrics.baselines import clip_outliers
 from common.metrics.segmentation import confusion, mcc
 
-PIXELS = 20_000  # the fit's; ten times as many change the score by less than .005
+PIXELS = 20_000  # the fit's; on the demo set three times as many add .01 at most
 
 
 def held_folds(rows: pd.DataFrame) -> list[int]:
@@ -35,12 +36,13 @@ def with_logarithms(values: np.ndarray) -> np.ndarray:
 def logistic_model(values: np.ndarray, target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """(n, C) -> (n,) classes: a multinomial logistic regression on standardised values and their logarithms.
 
-    With one class in `target` it answers that class.
+    They are held within CLIP standard deviations: pixels that are 0 in some bands would else carry off the fit (MCC
+    .48 in place of .64 on the demo set). With one class in `target` it answers that class.
     """
     if len(set(target.tolist())) == 1:
         return lambda pixels: np.full(len(pixels), target[0])
-    model = make_pipeline(FunctionTransformer(with_logarithms), StandardScaler(), LogisticRegression(max_iter=200))
-    return model.fit(values, target).predict
+    columns = (FunctionTransformer(with_logarithms), StandardScaler(), FunctionTransformer(clip_outliers))
+    return make_pipeline(*columns, LogisticRegression(max_iter=300)).fit(values, target).predict
 
 
 def pixel_sample(rows: pd.DataFrame, read_tile, read_target, pixels: int, seed: int) -> list[tuple]:

@@ -17,7 +17,8 @@ from common.engine import runs
 from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.post.blend import BLENDS, load_blend, save_blend
+from common.metrics.gates import check_gates
+from common.post.blend import load_blend, save_blend
 from common.session import begin, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
 from common.tasks import TASKS
@@ -35,14 +36,16 @@ def parser_of(task):
     truth.add_argument("--truth", type=Path, help="table of targets for --oof")
     truth.add_argument("--group", help="column whose values are left out one at a time (default: the folds' groups)")
     blend = parser.add_argument_group("blend")
-    blend.add_argument("--kind", choices=sorted(BLENDS), default="greedy", help="how members are weighted")
+    blend.add_argument("--kind", choices=task.blends, default=task.blends[0], help="how members are weighted")
     blend.add_argument("--seed", type=int, default=42, help="of the bags of the greedy selection")
     blend.add_argument("--save-blend", type=Path, metavar="FILE", help="write weights and post-processing as JSON")
     blend.add_argument("--blend", type=Path, metavar="FILE", help="apply a saved blend to --preds (default: the mean)")
     what = parser.add_argument_group("what to do")
     what.add_argument("--compare", action="store_true", help="runs side by side, no blend")
     what.add_argument("--fit-post", action="store_true", help="write post.json of the runs again")
-    what.add_argument("--baselines", action=FLAG, default=True, help="score a constant and a ridge beside (--runs)")
+    what.add_argument("--baselines", action=FLAG, default=True, help="score simple models beside (--runs)")
+    if task.gates:
+        what.add_argument("--gates", choices=list(task.gates), help="scores that must be reached; exit code 4 if not")
     what.add_argument("--report", action=FLAG, default=True, help="write report.html")
     what.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     task.add_arguments(parser, "ensemble")
@@ -77,13 +80,15 @@ def whole_runs(task, found: list[Path]) -> dict:
 def member_of(task, run: Path, rows, frame) -> dict:
     """What the report shows of a run: scores of best and last, logs, seconds."""
     logs = {folder.name.removeprefix("fold"): read_log(folder) for folder in sorted(run.glob("fold*"))}
-    seconds = [json.loads(path.read_text())["seconds"] for path in run.glob("fold*/finished.json")]
+    finished = {path.parent.name.removeprefix("fold"): json.loads(path.read_text())
+                for path in sorted(run.glob("fold*/finished.json"))}  # fmt: skip
     grid = runs.run_settings(run).get("grid")
     return {
         "name": run.name,
         "oof": frame,
         "logs": logs,
-        "seconds": sum(seconds),
+        "seconds": sum(line["seconds"] for line in finished.values()),
+        "facts": {fold: line["facts"] for fold, line in finished.items() if line.get("facts")},
         "grid": tuple(grid) if grid else None,
     }
 
@@ -114,15 +119,15 @@ def apply_saved(session) -> int:
         if name in sets:
             raise InputError(f"--preds {folder}: a second set of run {name}; give each run once")
         sets[name] = task.read_set(folder)
-    blend = load_blend(args.blend) if args.blend else None
-    frame = task.blend(blend, sets) if blend else task.mean_sets(sets)
+    blend, folder = load_blend(args.blend) if args.blend else None, args.out / "prob"
+    frame = task.blend(blend, sets, folder) if blend else task.mean_sets(sets, folder)
     if blend is None:
         print(f"mean of {len(sets)} sets, uncalibrated: give --blend for fitted weights and post-processing")
     elif "honest" in blend:  # a task's own blend may not know
         print(
             f"blend of {len(sets)} sets: honest out-of-fold score {blend['honest']:.4f} (fitted {blend['fitted']:.4f})"
         )
-    task.write_set(args.out / "pred.csv", frame)
+    task.write_set(args.out, "pred", frame)
     final = task.apply_post(frame, blend["post"] if blend else None, session.settings)
     print(f"submission: {task.write(final, session.data, args.out)} (validated)")
     return 0
@@ -147,14 +152,14 @@ def print_scores(judgement: dict, beside: dict) -> None:
             f"blend - {interval['against']}: {interval['difference']:+.4f}, 95 % interval "
             f"[{interval['low95']:+.4f}, {interval['high95']:+.4f}] (paired bootstrap over {interval['groups']} groups)"
         )
-    for name in ("constant", "ridge", "reachable"):
-        if name in beside:
-            print(f"{name:10s} {beside[name]:.4f}")
+    for name, score in beside.items():
+        print(f"{name:10s} {score:.4f}")
     print(f"{'fitted':10s} {scores['fitted']:.4f}")
     print(f"{'HONEST':10s} {scores['honest']:.4f}   (every group left out of what was fitted)")
     if "reachable" in beside:
-        share = (scores["honest"] - beside["ridge"]) / (beside["reachable"] - beside["ridge"])
-        print(f"{share:.0%} of the way from the ridge regression to the best reachable")
+        below = max((name for name in beside if name != "reachable"), key=beside.get)
+        share = (scores["honest"] - beside[below]) / (beside["reachable"] - beside[below])
+        print(f"{share:.0%} of the way from {below} to the best reachable")
 
 
 def fit_posts(session, sets: dict, rows) -> int:
@@ -170,13 +175,22 @@ def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> 
     task, args = session.task, session.args
     judgement = task.judge(rows, sets, session.settings)
     print_scores(judgement, beside)
-    task.write_set(args.out / "oof.csv", judgement["honest"])
+    task.write_set(args.out, "oof", judgement["honest"])
     if args.save_blend:
         print(f"blend: {save_blend(args.save_blend, judgement['blend'])}")
     if args.report:
         path = task.report(args.out / "report.html", judgement, members, beside, session.settings)
         print(f"report: {path.resolve()}")
-    return 0
+    return pass_gates(task, judgement, session.settings.get("gates"))
+
+
+def pass_gates(task, judgement: dict, level: str | None) -> int:
+    """0 where no gates were asked for or all are passed, else 4; prints the table."""
+    if level is None:
+        return 0
+    table = check_gates(judgement["metrics"], task.gates[level])
+    print(f"gates, {level}:\n{table.round(4).to_string(index=False)}")
+    return 0 if table["passed"].all() else 4
 
 
 def main(argv=None):

@@ -7,6 +7,7 @@ python infer.py --runs runs/biomass-2x2-s42 --data DIR --rows oof     # gives th
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from common.datasets.folds import join_folds, read_folds
@@ -87,7 +88,7 @@ def predict_run(session, run: Path, machine, rows):
     spec, trained = loaded[0][2]["spec"], loaded[0][2]["args"]
     views = check_views(args.tta, spec["views"])
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
-    options = {"views": views, "on_bad": "mark"}
+    options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run)}
     if args.rows == "test":
         models = [model for _, model, _ in loaded]
         predicted = predict_rows(task, models, rows, spec, settings, machine, progress=run.name, **options)
@@ -103,8 +104,18 @@ def predict_run(session, run: Path, machine, rows):
             bad += bad_ids(predicted)
     print(f"{run.name}: {len(loaded)} folds x {len(views)} views ({' '.join(views)}), {sum(map(len, frames))} rows")
     facts = {"run": run.name, "folds": [fold for fold, _, _ in loaded], "views": views, "task": task.name}
-    facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": "grams"}
+    facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": task.units}
     return task.concat(frames), facts, bad
+
+
+def out_folder(args) -> Path:
+    return args.out or Path("preds") / runs.find_run(args.runs[0]).name
+
+
+def maps_folder(args, run: Path) -> Path:
+    """Where the maps of one run are kept: the set's own place, or beside it where several runs are averaged."""
+    folder = out_folder(args) if len(args.runs) == 1 else out_folder(args) / run.name
+    return folder / ("prob" if args.rows == "test" else "oof")
 
 
 def bad_ids(predicted: dict) -> list[str]:
@@ -116,8 +127,9 @@ def read_post(found: list[Path], task):
     if len(found) == 1 and (found[0] / "post.json").is_file():
         return json.loads((found[0] / "post.json").read_text())
     if len(found) > 1 and all((run / "post.json").is_file() for run in found):
-        frame = task.mean_sets({run.name: task.read_run(run) for run in found})
-        return task.fit_post(task.truth_of(frame), frame)
+        with tempfile.TemporaryDirectory() as folder:
+            frame = task.mean_sets({run.name: task.read_run(run) for run in found}, Path(folder))
+            return task.fit_post(task.truth_of(frame), frame)
     print("uncalibrated: post.json is missing (not all folds are trained), nothing learnt is applied")
     return None
 
@@ -127,12 +139,15 @@ def main(argv=None):
     first = peek(argv, "--runs")
     known = runs.run_settings(runs.find_run(first)) if first else {}
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
-    split = "train" if peek(argv, "--rows") == "oof" else "test"
+    exported = any(peek(argv, f"--{name}") for name in task.exports)
+    split = None if exported else "train" if peek(argv, "--rows") == "oof" else "test"
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args
     found = [runs.find_run(run) for run in args.runs]
     devices.set_threads()
     machine = devices.start_machine(args.device_type, args.amp)
+    if exported:
+        return export(session, found, machine)
     if args.rows == "test":
         rows = task.read_test(session.data)
     else:
@@ -149,22 +164,34 @@ def main(argv=None):
     return write_out(session, found, sets, facts, sorted(set(bad)))
 
 
+def export(session, found, machine) -> int:
+    """The trained models in another form than predictions, as the task's own option asks."""
+    task, args = session.task, session.args
+    loaded = [one for run in found for one in load_run(run, task, args.fold, args.use, machine.device)]
+    views = check_views(args.tta, loaded[0][2]["spec"]["views"])
+    models = [(model, content["spec"]) for _, model, content in loaded]
+    for option, write in task.exports.items():
+        if session.settings[option]:
+            path = write(Path(session.settings[option]), models, read_post(found, task), views, session.settings)
+            print(f"{option}: {path} ({len(models)} models)")
+    return 0
+
+
 def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
     """preds/<name>/: pred.csv and spec.json, and what is handed in. Exit code 3 if an image could not be read."""
     task, args = session.task, session.args
-    out = args.out or Path("preds") / found[0].name
-    frame = task.mean_sets(sets)
-    name = "pred.csv" if args.rows == "test" else "oof.csv"
-    task.write_set(out / name, frame)
+    out, kind = out_folder(args), "pred" if args.rows == "test" else "oof"
+    frame = task.mean_sets(sets, out / ("prob" if args.rows == "test" else "oof"))
+    path = task.write_set(out, kind, frame)
     atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
-    print(f"predictions: {out / name}")
+    print(f"predictions: {path}")
     if args.rows == "test":
         final = task.apply_post(frame, read_post(found, task), session.settings)
         print(f"submission: {task.write(final, session.data, out)} (validated)")
     else:
         print(f"out-of-fold score {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
     for row in bad:
-        print(f"unreadable image: {row} got the training medians", file=sys.stderr)
+        print(f"unreadable image: {row} got {task.bad_answer}", file=sys.stderr)
     return 3 if bad and not args.allow_bad_images else 0
 
 

@@ -7,6 +7,7 @@ python make_folds.py --data DIR --scheme group_month  # see --help for the other
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.datasets.folds import folds_hash, read_folds, write_folds
@@ -21,6 +22,9 @@ def parser_of(task):
     folds.add_argument("--scheme", choices=task.schemes, default=task.schemes[0], help="how rows are held together")
     folds.add_argument(
         "--folds", type=int, help="how many (default 5; the leave-out schemes make as many as there are)"
+    )
+    folds.add_argument(
+        "--hold", nargs="+", metavar="ID", help="instead of a scheme: these rows are fold 0, all others 1"
     )
     folds.add_argument("--seed", type=int, default=42, help="of the search")
     folds.add_argument("--out", type=Path, help="file to write (default: folds.csv in the data folder)")
@@ -38,7 +42,10 @@ def main(argv=None):
     session = begin(parser_of(task), task, argv)
     args = session.args
     rows, test = task.read_rows(session.data, session.settings), task.read_test(session.data)
-    fold, group = task.make_folds(rows, scheme=args.scheme, folds=args.folds, seed=args.seed)
+    if args.hold:
+        fold, group = hold_out(rows, args.hold)
+    else:
+        fold, group = task.make_folds(rows, scheme=args.scheme, folds=args.folds, seed=args.seed)
     print(task.describe_folds(rows, fold, group))
     if args.scheme == "stratified":
         print("stratified: rows of one group are on both sides; its scores flatter, use them for comparison only")
@@ -53,8 +60,19 @@ def main(argv=None):
         raise InputError(
             f"{path}: holds other folds, which runs may depend on; --force replaces them, --out keeps both"
         )
-    write_folds(path, table, table["fold"], table["group"], task.outputs)
+    write_folds(path, table, table["fold"], table["group"], task.target_columns(rows))
     print(f"folds: {path} ({len(rows)} rows, {len(test)} test rows in fold -1, hash {folds_hash(path)[:12]})")
+
+
+def hold_out(rows, ids: list[str]):
+    """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows fold 1."""
+    unknown = sorted(set(ids) - set(rows["id"]))
+    if unknown or set(ids) >= set(rows["id"]):
+        raise InputError(
+            f"--hold {unknown[0] if unknown else '…'}: name some of the ids of the data, not others or all"
+        )
+    held = rows["id"].isin(ids).to_numpy()
+    return np.where(held, 0, 1), np.where(held, "held", "rest")
 
 
 def with_test(rows, test, fold, group):

@@ -19,6 +19,7 @@ from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
 from common.engine.loop import Trainer, fit_closed_form
 from common.engine.rows import make_loader, predict_rows
+from common.engine.schedule import SCHEDULES, Plateau
 from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
@@ -53,7 +54,10 @@ def parser_of(task):
     optimiser.add_argument("--accumulate", type=int, default=1, help="batches an optimizer step")
     optimiser.add_argument("--lr", type=float, default=2e-4, help="learning rate")
     optimiser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
-    optimiser.add_argument("--warmup-epochs", type=float, default=1.0, help="linear, then cosine")
+    optimiser.add_argument("--warmup-epochs", type=float, default=1.0, help="linear, before the schedule")
+    optimiser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate")
+    optimiser.add_argument("--plateau-factor", type=float, default=0.5, help="plateau: factor on the learning rate")
+    optimiser.add_argument("--plateau-patience", type=int, default=5, help="plateau: epochs without a better score")
     optimiser.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (0 = off)")
     optimiser.add_argument("--ema-decay", type=float, default=0.99, help="moving average of the weights (0 = off)")
     optimiser.add_argument("--patience", type=int, default=0, help="epochs without a better score (0 = never stop)")
@@ -107,7 +111,7 @@ def find_folds(session, rows, machine):
         task = session.task
         fold, group = task.make_folds(rows, scheme=task.schemes[0], folds=None, seed=42)
         if machine.main:
-            write_folds(own, rows, fold, group, task.outputs)
+            write_folds(own, rows, fold, group, task.target_columns(rows))
         print(f"folds: none found, made by the default scheme {task.schemes[0]} ({own})")
     devices.barrier()
     return own
@@ -163,16 +167,17 @@ def train_fold(session, rows, fold, folds_path, machine):
                for part, dataset in (("train", data.train), ("valid", data.valid)) if dataset is not None}  # fmt: skip
     header = {"spec": spec, "fold": str(fold), "args": settings, "versions": runs.versions(), "git": runs.git_state()}
     header |= {"folds_hash": folds_hash(folds_path), "external": data.external}
-    print_banner(header, said, model, machine, {"train": train_rows, "valid": valid_rows}, loaders)
+    print_banner(header, [said, *data.said], model, machine, {"train": train_rows, "valid": valid_rows}, loaders)
     tracker = Tracker(folder, settings, task, spec, valid_rows, loaders.get("valid"), machine)
     history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
     data.restore()
     frame = tracker.frame  # of a closed-form head: its stored features are those that inference computes
     if valid_rows is not None and not getattr(model, "closed_form", False):
         model = build(checkpoint_file(folder, settings["use"]), TASKS, use=settings["use"], device=machine.device)[0]
-        predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"])
+        predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"],
+                                 folder=folder / "oof")  # fmt: skip
         frame = task.make_frame(predicted, spec, valid_rows)
-    finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine)
+    finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, data.facts)
 
 
 def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
@@ -184,6 +189,7 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
         groups = dict(zip(train_rows["id"], train_rows["group"], strict=True))
         return fit_closed_form(model, loaders["train"], groups, tracker.validate, folder, header, machine.device)
     parameters, stages = task.plan(model, settings)
+    falls = settings["schedule"] == "plateau"
     trainer = Trainer(
         model,
         loaders["train"],
@@ -195,6 +201,7 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
         folder=folder,
         header=header,
         machine=machine,
+        plateau=Plateau(settings["plateau_factor"], settings["plateau_patience"]) if falls else None,
         **{name: settings[name] for name in ("ema_decay", "grad_clip", "accumulate", "patience", "save_every", "seed")},
     )
     if settings["resume"]:
@@ -202,20 +209,20 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
     return trainer.run()
 
 
-def finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine):
+def finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, facts):
     """Out-of-fold predictions, pictures, ledger line and, with the last fold, post.json."""
     task, settings = session.task, session.settings
     score = None if frame is None else task.score(valid_rows, frame)["score"]
     if machine.main:
         if frame is not None:
             frame.insert(1, "fold", fold)
-            task.write_set(folder / "oof.csv", frame)
+            task.write_set(folder, "oof", frame)
         tracker.close(history)
         git, seconds = header["git"], round(time.time() - started, 1)
         line = {"run": settings["run"], "fold": fold, "score": score, "git": git["sha"], "dirty": git["dirty"]}
         line |= {"settings": settings_hash(settings, FREE), "folds": header["folds_hash"][:12], "seconds": seconds}
         runs.add_to_ledger(line)
-        runs.finish_fold(folder, line)
+        runs.finish_fold(folder, line | {"facts": facts})
         print(f"fold {fold}: score {'-' if score is None else f'{score:.4f}'} in {seconds:.0f} s -> {folder}")
     devices.barrier()
 

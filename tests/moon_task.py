@@ -145,7 +145,7 @@ def read_set(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def mean_sets(sets: dict) -> pd.DataFrame:
+def mean_sets(sets: dict, folder=None) -> pd.DataFrame:
     frames = list(sets.values())
     values = np.mean([frame[list(OUTPUTS)].to_numpy() for frame in frames], axis=0)
     return frames[0].assign(**dict(zip(OUTPUTS, values.T, strict=True)))
@@ -208,7 +208,11 @@ TASK = Task(
     score=score,
     read_set=read_set,
     read_run=lambda run: pd.concat([pd.read_csv(path) for path in sorted(Path(run).glob("fold*/oof.csv"))]),
-    write_set=lambda path, frame: atomic_write(path, frame.to_csv(index=False)),
+    write_set=lambda folder, kind, frame: atomic_write(folder / f"{kind}.csv", frame.to_csv(index=False)),
+    target_columns=lambda rows: OUTPUTS,
+    units="grey levels",
+    bad_answer="nothing",
+    blends=("greedy", "mean"),
     truth_of=lambda frame: frame[["id"]].assign(**{name: frame[f"true_{name}"] for name in OUTPUTS}),
     mean_sets=mean_sets,
     concat=partial(pd.concat, ignore_index=True),
@@ -218,7 +222,7 @@ TASK = Task(
     ),
     write=write,
     judge=judge,
-    blend=lambda blend, sets: mean_sets(sets),
+    blend=lambda blend, sets, folder: mean_sets(sets),
     report=report,
     compare=lambda rows, sets: pd.DataFrame([{"set": name, **score(rows, frame)} for name, frame in sets.items()]),
     group_column="visit",

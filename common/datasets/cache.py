@@ -17,6 +17,7 @@ except ImportError:  # Windows: two builders then do the same work, and the firs
     fcntl = None
 
 MARKER = "inputs.json"
+HASHES: dict[tuple[str, int, int], str] = {}  # content hashes of this process
 
 
 def content_hash(path: str | Path) -> str:
@@ -26,6 +27,15 @@ def content_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the data folder") from error
+
+
+def remembered_hash(path: str | Path) -> str:
+    """content_hash, computed once in a process while the file's size and time stay. InputError as there, or OSError."""
+    stat = os.stat(path)
+    known = (str(path), stat.st_size, stat.st_mtime_ns)
+    if known not in HASHES:
+        HASHES[known] = content_hash(path)
+    return HASHES[known]
 
 
 def inputs_hash(kind: str, inputs: dict) -> str:

@@ -20,8 +20,13 @@ def on_kaggle() -> bool:
     return "KAGGLE_KERNEL_RUN_TYPE" in os.environ or KAGGLE_INPUT.is_dir()
 
 
+def is_there(folder: Path, marker: str) -> bool:
+    """Whether a folder holds a marker: a path inside it, a pattern, or several of them with | between."""
+    return any(any(folder.glob(pattern)) for pattern in marker.split("|"))
+
+
 def has_markers(folder: Path, markers: tuple[str, ...]) -> bool:
-    return all((folder / marker).exists() for marker in markers)
+    return all(is_there(folder, marker) for marker in markers)
 
 
 def walk_for(root: Path, markers: tuple[str, ...], depth: int = DEPTH) -> list[Path]:
@@ -40,7 +45,7 @@ def find_data(slug: str, markers: tuple[str, ...], data: Path | None, make_demo,
     InputError: the named folder lacks the marker files; two mounts match; on Kaggle there is none.
     """
     if data is not None:
-        missing = [marker for marker in markers if not (data / marker).exists()]
+        missing = [marker.replace("|", " or ") for marker in markers if not is_there(data, marker)]
         if missing:
             raise InputError(f"--data {data}: {', '.join(missing)} not found there; name the competition's folder")
         return Source(data, "given")

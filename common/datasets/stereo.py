@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
-from common.datasets.cache import content_hash, inputs_hash
+from common.datasets.cache import inputs_hash, remembered_hash
 from common.datasets.draws import SWAP, generator
 from common.datasets.mixing import Mix, mix_image, mix_labels, mix_targets
 from common.datasets.readers import PHOTO_SIZE, inpaint_stamp, read_photo, split_halves
@@ -263,17 +263,10 @@ def finish(slot: torch.Tensor, known: list[bool], tables: np.ndarray, size: tupl
     return images
 
 
-HASHES: dict[tuple[str, int, int], str] = {}
-
-
 def photo_key(path: str, on_bad: str) -> str | None:
     """Hash of a photo's content, remembered while its size and time stay; None where it cannot be read and may."""
     try:
-        stat = os.stat(path)
-        known = (path, stat.st_size, stat.st_mtime_ns)
-        if known not in HASHES:
-            HASHES[known] = content_hash(path)
-        return HASHES[known]
+        return remembered_hash(path)
     except (OSError, InputError) as error:
         if on_bad == "mark":
             return None

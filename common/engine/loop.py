@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.engine import device as device_module
 from common.engine.checkpoint import load_checkpoint, save_checkpoint
 from common.engine.device import Machine, autocast, peak_memory_gb, rng_state, set_rng_state, to_device
-from common.engine.schedule import Stage, set_lr, stage_at
+from common.engine.schedule import Plateau, Stage, set_lr, stage_at
 from common.errors import InputError
 from common.files import atomic_write
 
@@ -48,13 +48,14 @@ class Trainer:
         save_every: int = 1,
         seed: int = 0,
         on_epoch=None,
+        plateau: Plateau | None = None,
     ):
         device = machine.device
         self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
         self.machine, self.device, self.amp = machine, device, machine.amp
         self.stages, self.folder, self.header = stages, folder, header
         self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
-        self.seed, self.on_epoch = seed, on_epoch
+        self.seed, self.on_epoch, self.plateau = seed, on_epoch, plateau
         self.epochs = sum(stage.epochs for stage in stages)
         groups = [{**group, "lr0": group["lr"]} for group in groups]
         self.optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
@@ -109,7 +110,7 @@ class Trainer:
         )
         for step, batch in enumerate(bar):
             waited += time.perf_counter() - asked
-            lr = set_lr(self.optimizer, self.stages, epoch, step, steps)
+            lr = set_lr(self.optimizer, self.stages, epoch, step, steps, self.plateau)
             parts = self.train_step(batch, epoch, step, steps)
             count = self.loader.batch_sampler.rows_of(step)
             rows += count
@@ -169,6 +170,8 @@ class Trainer:
         self.best = score if improved else self.best
         self.since_best = 0 if improved or score is None else self.since_best + 1
         self.next_epoch = epoch + 1
+        if self.plateau:
+            self.plateau.step(score)
         record |= {"best": self.best, "gb": peak_memory_gb(self.device)}
         self.history.append({key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()})
         if self.machine.main:
@@ -202,6 +205,7 @@ class Trainer:
             "ema": self.own_state(self.ema.module.state_dict()) if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "plateau": self.plateau.state_dict() if self.plateau else None,
             "history": self.history,
             "best_score": self.best,
             "since_best": self.since_best,
@@ -221,6 +225,8 @@ class Trainer:
             load_own(self.ema.module, content["ema"], content.get("external"))
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
+        if self.plateau:
+            self.plateau.load_state_dict(content["plateau"])
         self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
         self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
         set_rng_state(content["rng"])

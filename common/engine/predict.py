@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from common.engine.device import autocast, to_device
-from common.engine.tta import apply_view, split_view
+from common.engine.tta import apply_view, invert_view, split_view
 
 
 def group_shared(models: list) -> list[list[int]]:
@@ -17,10 +17,10 @@ def group_shared(models: list) -> list[list[int]]:
 
 
 def _outputs_of_group(models: list, image: torch.Tensor, views: list[str]):
-    """Yields (position in the group, outputs) for every model and view; one backbone pass per distinct image view."""
+    """Yields (position in the group, view, outputs) for models and views; one backbone pass per distinct image view."""
     if len(models) == 1 and getattr(models[0], "backbone_key", None) is None:
         for view in views:
-            yield 0, models[0](apply_view(view, image))
+            yield 0, view, models[0](apply_view(view, image))
         return
     features = {}
     for view in views:
@@ -29,14 +29,35 @@ def _outputs_of_group(models: list, image: torch.Tensor, views: list[str]):
             features[on_image] = models[0].embed(apply_view(on_image, image))
         seen = apply_view(on_features, features[on_image])
         for position, model in enumerate(models):
-            yield position, model.heads(seen)
+            yield position, view, model.heads(seen)
+
+
+def upright(view: str, value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """A prediction as it would be without the view: a map (B,K,H,W) is turned back, what has no place is as it is."""
+    return invert_view(view, value, tuple(image.shape[-2:])) if value.ndim == 4 else value
+
+
+def mean_over_views(models: list, groups: list, image: torch.Tensor, views: list[str], to_pred, device, amp) -> dict:
+    """{key: (M, B, ...)} on the device: every model's predictions for a batch, mean over the views."""
+    sums: dict = {}
+    for group in groups:
+        with autocast(device, amp):
+            for position, view, outputs in _outputs_of_group([models[index] for index in group], image, views):
+                for key, value in to_pred(models[group[position]], outputs).items():
+                    value = upright(view, value.float(), image)
+                    by_model = sums.setdefault(key, {})
+                    index = group[position]
+                    by_model[index] = by_model[index] + value if index in by_model else value
+    return {key: torch.stack([by_model[i] for i in range(len(models))]) / len(views) for key, by_model in sums.items()}
 
 
 @torch.inference_mode()
-def predict(models: list, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "") -> dict:
+def predict(models, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "", keep=None) -> dict:
     """Predictions of every model over a loader, averaged over the views in the units that `to_pred` returns.
 
     to_pred(model, outputs) -> {"pred": (B,...) tensor, ...}; every key is averaged over views by itself.
+    keep(batch, {key: (M,B,...) tensor}) -> what is to be kept of a batch, in the same form: maps of a whole data set
+    need not fit in memory.
     Returns {"id": [str], "bad": [bool], key: float32 (M, n, ...)} for M models in the order given.
     """
     was_training = [model.training for model in models]
@@ -46,16 +67,9 @@ def predict(models: list, loader, *, views: list[str], device, to_pred, amp=None
     ids, bad, parts = [], [], {}
     for batch in tqdm(loader, desc=progress, disable=None if progress else True, leave=False):
         image = to_device({"image": batch["image"]}, device)["image"]
-        sums: dict = {}
-        for group in groups:
-            with autocast(device, amp):
-                for position, outputs in _outputs_of_group([models[index] for index in group], image, views):
-                    for key, value in to_pred(models[group[position]], outputs).items():
-                        value = value.float().cpu()
-                        sums.setdefault(key, {}).setdefault(group[position], torch.zeros_like(value)).add_(value)
-        for key, by_model in sums.items():
-            stacked = torch.stack([by_model[index] for index in range(len(models))]) / len(views)
-            parts.setdefault(key, []).append(stacked)
+        seen = mean_over_views(models, groups, image, views, to_pred, device, amp)
+        for key, value in (keep(batch, seen) if keep else seen).items():
+            parts.setdefault(key, []).append(value.cpu())
         ids += list(batch["id"])
         bad += [bool(flag) for flag in batch.get("bad", [False] * len(batch["id"]))]
     for model, training in zip(models, was_training, strict=True):

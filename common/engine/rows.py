@@ -20,10 +20,17 @@ def make_loader(dataset, settings: dict, machine: Machine, *, shuffle: bool, col
     return sampling.make_loader(dataset, batches, workers=workers, collate=collate, init_worker=init_worker, pin=pin)
 
 
-def predict_rows(task, models, rows, spec, settings, machine, *, views, on_bad="error", progress="") -> dict:
-    """engine.predict over the rows as inference sees them, shared by all processes and gathered."""
+def predict_rows(
+    task, models, rows, spec, settings, machine, *, views, on_bad="error", progress="", folder=None
+) -> dict:
+    """engine.predict over the rows as inference sees them, shared by all processes and gathered.
+
+    folder: where a task whose predictions are maps keeps them, a file per row; None keeps what is counted only.
+    """
     dataset = task.open_rows(rows, spec, settings, on_bad=on_bad)
     loader = make_loader(dataset, settings, machine, shuffle=False, collate=task.collate, init_worker=task.init_worker)
-    device, amp = machine.device, machine.amp
-    part = predict(models, loader, views=views, device=device, to_pred=task.to_pred, amp=amp, progress=progress)
-    return gather_predictions(part, list(rows["id"]))
+    device, amp, keep = machine.device, machine.amp, task.keep(spec, settings, folder)
+    part = predict(
+        models, loader, views=views, device=device, to_pred=task.to_pred, amp=amp, progress=progress, keep=keep
+    )
+    return gather_predictions(part, list(rows["id"])) | {"folder": folder, "keep": keep}

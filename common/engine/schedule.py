@@ -1,7 +1,11 @@
-"""The learning rate as a pure function of epoch and step: a resume cannot get it wrong."""
+"""The learning rate: a pure function of epoch and step, or of the scores so far, whose state every last.pt holds."""
 
 import math
 from dataclasses import dataclass
+
+import torch
+
+SCHEDULES = ("cosine", "plateau")
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,45 @@ def lr_factor(progress: float, epochs: float, warmup: float, floor: float = 0.01
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def set_lr(optimizer, stages: list[Stage], epoch: int, step: int, steps: int) -> float:
-    """Set the rate of every parameter group ("lr0" is its own rate, "part" its part); returns the largest."""
+class Plateau:
+    """A factor on the learning rates that falls when the score has not risen for a while: torch's ReduceLROnPlateau.
+
+    It watches a rate of its own, so that warm-up and the rates of the parts stay what they are.
+    """
+
+    def __init__(self, factor: float, patience: int):
+        self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, mode="max", factor=factor, patience=patience
+        )
+
+    @property
+    def factor(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, score: float | None) -> None:
+        if score is not None:
+            self.scheduler.step(score)
+
+    def state_dict(self) -> dict:
+        return {"factor": self.factor, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.param_groups[0]["lr"] = state["factor"]
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+def set_lr(optimizer, stages: list[Stage], epoch: int, step: int, steps: int, plateau: Plateau | None = None) -> float:
+    """Set the rate of every parameter group ("lr0" is its own rate, "part" its part); returns the largest.
+
+    With a plateau its factor takes the place of the cosine after the warm-up.
+    """
     _, stage, done = stage_at(stages, epoch)
-    factor = lr_factor(done + (step + 1) / steps, stage.epochs, stage.warmup)
+    progress = done + (step + 1) / steps
+    if plateau is None:
+        factor = lr_factor(progress, stage.epochs, stage.warmup)
+    else:
+        factor = plateau.factor * min(1.0, progress / stage.warmup if stage.warmup else 1.0)
     for group in optimizer.param_groups:
         group["lr"] = group["lr0"] * factor * stage.scale.get(group["part"], 1.0)
     return max(group["lr"] for group in optimizer.param_groups)

@@ -9,14 +9,14 @@ from common.engine.predict import predict
 from common.outputs.curves import write_curves
 
 
-def print_banner(header: dict, said: str, model, machine, rows: dict, loaders: dict) -> None:
+def print_banner(header: dict, said: list[str], model, machine, rows: dict, loaders: dict) -> None:
     """Run, fold, device, parameters, rows and batches per split: what one wants to see before waiting."""
     if not machine.main:
         return
     parameters = sum(p.numel() for p in model.parameters())
     args, git, versions = header["args"], header["git"], header["versions"]
     amp = str(machine.amp).removeprefix("torch.") if machine.amp else "fp32"
-    print(f"run {args['run']}, fold {header['fold']}, seed {args['seed']}, {said}")
+    print(f"run {args['run']}, fold {header['fold']}, seed {args['seed']}, {said[0]}")
     print(
         f"device {machine.device} ({amp}), {machine.world} process{'es' if machine.world > 1 else ''}, "
         f"{parameters / 1e6:.2f} M parameters; torch {versions.get('torch')}, timm {versions.get('timm')}, "
@@ -25,6 +25,8 @@ def print_banner(header: dict, said: str, model, machine, rows: dict, loaders: d
     for part, loader in loaders.items():
         groups = rows[part]["group"].nunique()
         print(f"{part}: {len(rows[part])} rows in {groups} groups, {len(loader)} batches of {args['batch_size']}")
+    for line in said[1:]:
+        print(line)
 
 
 class Tracker:
@@ -44,8 +46,9 @@ class Tracker:
         if self.loader is None:
             return {"score": None}
         device, amp = self.machine.device, self.machine.amp
-        part = predict([model], self.loader, views=["identity"], device=device, to_pred=self.task.to_pred, amp=amp)
-        part = gather_predictions(part, list(self.valid_rows["id"]))
+        keep, to_pred = self.task.keep(self.spec, self.settings, None), self.task.to_pred
+        part = predict([model], self.loader, views=["identity"], device=device, to_pred=to_pred, amp=amp, keep=keep)
+        part = gather_predictions(part, list(self.valid_rows["id"])) | {"folder": None, "keep": keep}
         self.frame = self.task.make_frame(part, self.spec, self.valid_rows)
         return self.task.score(self.valid_rows, self.frame)
 
@@ -58,6 +61,8 @@ class Tracker:
             f"lr {record['lr']:.1e}  {record['sec']:.1f} s  {record['images_s']:.0f} images/s  "
             f"waiting {record['wait']:.0%}  {record['gb']:.1f} GB{'  saved best' if improved else ''}"
         )
+        for line in self.task.say_epoch(record):
+            tqdm.write(f"  {line}")
         if self.writer:
             for key, value in record.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):

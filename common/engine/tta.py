@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import interpolate
 
 from common.errors import InputError
 
@@ -15,19 +16,45 @@ from common.errors import InputError
 @dataclass(frozen=True)
 class View:
     forward: Callable[[torch.Tensor], torch.Tensor]  # on the input: (B,C,H,W) or (B,2,C,H,W)
-    inverse: Callable[[torch.Tensor], torch.Tensor]  # on an output map with the same last axes
+    inverse: Callable[[torch.Tensor, tuple], torch.Tensor]  # on an output map, and the (H,W) it had before the view
     on_features: bool = False  # acts on axis 1 alone: the same on features (B,2,N,D)
+    turns: bool = False  # height and width change places
 
 
 def _swap(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flip(1)
 
 
+def _own_inverse(change: Callable, **facts) -> View:
+    return View(change, lambda output, size: change(output), **facts)
+
+
+def _turn(quarters: int) -> View:
+    return View(
+        lambda image: image.rot90(quarters, (-2, -1)),
+        lambda output, size: output.rot90(-quarters, (-2, -1)),
+        turns=quarters % 2 == 1,
+    )
+
+
+def _scale(factor: float) -> View:
+    """The input at another size; maps come back at the size before, bilinear both ways."""
+    return View(
+        lambda image: interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False),
+        lambda output, size: interpolate(output, size=size, mode="bilinear", align_corners=False),
+    )
+
+
 VIEWS = {
-    "identity": View(lambda image: image, lambda image: image),
-    "hflip": View(lambda image: image.flip(-1), lambda image: image.flip(-1)),
-    "vflip": View(lambda image: image.flip(-2), lambda image: image.flip(-2)),
-    "swap": View(_swap, _swap, on_features=True),
+    "identity": _own_inverse(lambda image: image),
+    "hflip": _own_inverse(lambda image: image.flip(-1)),
+    "vflip": _own_inverse(lambda image: image.flip(-2)),
+    "rot90": _turn(1),
+    "rot180": _turn(2),
+    "rot270": _turn(3),
+    "scale0.75": _scale(0.75),
+    "scale1.25": _scale(1.25),
+    "swap": _own_inverse(_swap, on_features=True),
 }
 
 
@@ -46,10 +73,18 @@ def apply_view(view: str, image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-def invert_view(view: str, output: torch.Tensor) -> torch.Tensor:
-    """The inverse of apply_view on a map: parts undone in reverse order."""
-    for part in reversed(view.split("+")):
-        output = VIEWS[part].inverse(output)
+def invert_view(view: str, output: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """The inverse of apply_view on a map: parts undone in reverse order.
+
+    size: (H, W) of the input before the view; without it that of the output, right where no part changes the scale.
+    """
+    parts, sizes = view.split("+"), [size or tuple(output.shape[-2:])]
+    if size is None and sum(VIEWS[part].turns for part in parts) % 2:
+        sizes = [sizes[0][::-1]]
+    for part in parts:
+        sizes.append(sizes[-1][::-1] if VIEWS[part].turns else sizes[-1])
+    for part, before in zip(reversed(parts), reversed(sizes[:-1]), strict=True):
+        output = VIEWS[part].inverse(output, before)
     return output
 
 

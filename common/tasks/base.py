@@ -14,7 +14,8 @@ class Prepared:
     """What training one fold needs of the data: datasets, how to batch them, and a part that is frozen and shared.
 
     external: None, or {"prefix", "file", "sha256"} of a frozen part kept once per run (engine/checkpoint.py);
-    restore() puts that part back into the model when training is over.
+    restore() puts that part back into the model when training is over. said: lines to be shown before training;
+    facts: plain values about the data that finished.json keeps for the report.
     """
 
     train: torch.utils.data.Dataset
@@ -23,6 +24,8 @@ class Prepared:
     init_worker: Callable | None = None
     external: dict | None = None
     restore: Callable[[], None] = lambda: None
+    said: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Task:
     check_data: Callable[..., list[str]] = lambda rows: []  # findings, a line each
     study_data: Callable[..., list[str]]  # (rows, test, fold, settings, adversarial=, duplicates=): slower findings
     dropped_ids: Callable[[dict], list[str]] = lambda settings: []  # ids that read_rows leaves out on purpose
+    target_columns: Callable[[pd.DataFrame], tuple]  # the columns of the rows that folds.csv keeps beside the fold
 
     # the model
     run_name: Callable[[dict], str]  # (settings): default folder under runs/
@@ -70,22 +74,29 @@ class Task:
     init_worker: Callable | None = None
 
     # predictions
+    units: str  # of the predictions, for people
+    bad_answer: str  # what an unreadable image gets instead of a prediction, for people
     to_pred: Callable  # (model, outputs) -> {"pred": tensor, …}
+    keep: Callable = lambda spec, settings, folder: None  # engine.predict's `keep`, for predictions that are maps
     make_frame: Callable[..., pd.DataFrame]  # (engine.predict's answer, spec, rows with truth or None): a line per id
     score: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame) -> {"score": …}
+    say_epoch: Callable[[dict], list[str]] = lambda record: []  # lines beside an epoch's, from its log record
     read_set: Callable[[Path], pd.DataFrame]  # a prediction set, out-of-fold or test
     read_run: Callable[[Path], pd.DataFrame]  # the out-of-fold set of a run folder
-    write_set: Callable[[Path, pd.DataFrame], Path]
+    write_set: Callable[[Path, str, pd.DataFrame], Path]  # (folder, "oof" or "pred", set)
     truth_of: Callable[[pd.DataFrame], pd.DataFrame]  # rows as an out-of-fold set itself knows them
-    mean_sets: Callable[[dict], pd.DataFrame]  # ({name: set}): their mean
+    mean_sets: Callable[[dict, Path], pd.DataFrame]  # ({name: set}, folder for its maps): their mean
     concat: Callable[[list], pd.DataFrame]  # sets of different rows as one
     fit_post: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame): learnt from out-of-fold predictions
     apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings)
-    write: Callable[..., Path]  # (frame, data, folder): the validated file that is handed in
+    write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
+    exports: dict[str, Callable] = field(default_factory=dict)  # option of infer.py -> writer of the models
 
     # ensembles
+    blends: tuple[str, ...]  # kinds of blend, the default first
     judge: Callable[..., dict]  # (rows, {name: frame}, settings): blend, honest scores and what a report needs
-    blend: Callable[..., pd.DataFrame]  # (blend, {name: frame})
+    blend: Callable[..., pd.DataFrame]  # (blend, {name: frame}, folder for its maps)
+    gates: dict[str, dict[str, float]] = field(default_factory=dict)  # level -> {score's name: what is needed}
     baselines: Callable[..., dict] = lambda rows, facts, cache: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
     compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side

@@ -206,8 +206,8 @@ def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
     return scores | ({"reachable": facts["best"]} if "best" in facts else {})
 
 
-def blend_sets(blend: dict, sets: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The blend of test prediction sets; ids in the order of the first."""
+def blend_sets(blend: dict, sets: dict[str, pd.DataFrame], folder: Path | None = None) -> pd.DataFrame:
+    """The blend of test prediction sets; ids in the order of the first. No maps for a folder."""
     first = next(iter(sets.values()))
     preds = {name: frame.set_index("id").loc[first["id"], list(OUTPUTS)].to_numpy() for name, frame in sets.items()}
     return frame_of(first["id"], apply_blend(blend, preds), OUTPUTS)

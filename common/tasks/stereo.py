@@ -19,6 +19,7 @@ from common.models.stereo import StereoRegressor
 from common.models.weights import load_backbone
 from common.outputs.contact_sheet import draw_contact_sheet, draw_samples
 from common.outputs.predictions import read_predictions, write_predictions
+from common.post.blend import BLENDS
 from common.tasks.base import Task
 from common.tasks.stereo_data import open_rows, open_training, prepare
 from common.tasks.stereo_options import add_options
@@ -187,8 +188,12 @@ def truth_of(frame: pd.DataFrame, *, outputs: tuple) -> pd.DataFrame:
     return truth.rename(columns={f"true_{name}": name for name in outputs})
 
 
-def mean_sets(sets: dict[str, pd.DataFrame], *, outputs: tuple) -> pd.DataFrame:
-    """The mean of sets over the same ids; bounds are averaged too where all sets have them."""
+def write_set(folder: Path, kind: str, frame: pd.DataFrame, *, outputs: tuple) -> Path:
+    return write_predictions(folder / f"{kind}.csv", frame, outputs)
+
+
+def mean_sets(sets: dict[str, pd.DataFrame], folder: Path | None = None, *, outputs: tuple) -> pd.DataFrame:
+    """The mean of sets over the same ids; bounds are averaged too where all sets have them. No maps for a folder."""
     frames = list(sets.values())
     mean = frames[0].copy()
     columns = [name + suffix for name in outputs for suffix in ("", "_lo", "_hi")]
@@ -255,7 +260,11 @@ def make_stereo_task(
         "make_frame": make_frame,
         "score": partial(make_score, outputs=outputs, weights=weights),
         "read_set": partial(read_predictions, outputs=outputs),
-        "write_set": partial(write_predictions, outputs=outputs),
+        "write_set": partial(write_set, outputs=outputs),
+        "target_columns": lambda rows: outputs,
+        "units": "grams",
+        "bad_answer": "the training medians",
+        "blends": ("greedy", *sorted(set(BLENDS) - {"greedy"})),
         "truth_of": partial(truth_of, outputs=outputs),
         "mean_sets": partial(mean_sets, outputs=outputs),
         "concat": partial(pd.concat, ignore_index=True),

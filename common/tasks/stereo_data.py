@@ -7,12 +7,12 @@ from torch import nn
 
 from common.datasets.mixing import Mix
 from common.datasets.stereo import STORE_VERSION, StereoDataset, collate, init_worker, photo_key
-from common.datasets.transforms import StereoAugment
+from common.datasets.transforms import DEFAULT_PROBABILITIES, StereoAugment
 from common.engine.checkpoint import save_external
 from common.errors import InputError
 from common.models.features import FeatureDataset, FeatureStore, embed_rows
+from common.tasks.augmentation import parse_augment
 from common.tasks.base import Prepared
-from common.tasks.stereo_options import parse_augment
 
 
 def pair(values) -> tuple | None:
@@ -53,7 +53,7 @@ def mixing(rows: pd.DataFrame, settings: dict) -> Mix | None:
 def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, aux_targets=None, plain=False) -> StereoDataset:
     """The training rows, augmented, swapped and mixed; plain=True augments alone (for stored features)."""
     aux = aux_labels(rows, spec, aux_targets)
-    probabilities, strengths = parse_augment(settings["augment"])
+    probabilities, strengths = parse_augment(settings["augment"], DEFAULT_PROBABILITIES)
     augment = StereoAugment(
         probabilities,
         strengths=strengths,

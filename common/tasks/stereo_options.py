@@ -8,32 +8,9 @@ from common.losses.regression import LOSSES
 from common.models.backbone import POOLS
 from common.models.classical import HEADS
 from common.models.fusion import FUSIONS
+from common.tasks.augmentation import augmentation_type
 
 FLAG = argparse.BooleanOptionalAction
-
-
-def parse_augment(items: list[str]) -> tuple[dict, dict]:
-    """`name[=probability[:strength]]` items as ({name: probability}, {name: strength})."""
-    probabilities, strengths = {}, {}
-    for item in items:
-        name, _, rest = item.partition("=")
-        probability, _, strength = rest.partition(":")
-        probabilities[name] = float(probability) if probability else DEFAULT_PROBABILITIES.get(name, 0.5)
-        if strength:
-            strengths[name] = float(strength)
-    return probabilities, strengths
-
-
-def augmentation(text: str) -> str:
-    """argparse type of one --augment item. ValueError for an unknown name or a number that is none."""
-    try:
-        probabilities, _ = parse_augment([text])
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write name=probability:strength, like affine=.5:1.2") from None
-    name = next(iter(probabilities))
-    if name not in AUGMENTATIONS:
-        raise argparse.ArgumentTypeError(f"{name!r} is unknown; choose from {', '.join(AUGMENTATIONS)}")
-    return text
 
 
 def add_data_options(parser) -> None:
@@ -94,7 +71,8 @@ def add_training_options(parser, outputs: tuple[str, ...]) -> None:
     stages.add_argument("--unfreeze-blocks", type=int, default=0, help="train the last N blocks only (0 = all)")
     stages.add_argument("--layer-decay", type=float, default=1.0, help="learning rate factor from block to block")
     mixing = parser.add_argument_group("augmentation")
-    mixing.add_argument("--augment", nargs="*", type=augmentation, metavar="NAME[=P[:STRENGTH]]",
+    mixing.add_argument("--augment", nargs="*", type=augmentation_type(AUGMENTATIONS, DEFAULT_PROBABILITIES),
+                        metavar="NAME[=P[:STRENGTH]]",
                         default=[f"{name}={p}" for name, p in DEFAULT_PROBABILITIES.items()],
                         help=f"the same geometry on both halves; names: {', '.join(AUGMENTATIONS)}")  # fmt: skip
     mixing.add_argument("--photometric-independent", action=FLAG, default=False, help="colours of the halves apart")

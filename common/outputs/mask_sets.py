@@ -1,0 +1,125 @@
+"""Sets of maps: counts of every tile in a table, its class probabilities in a file beside it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.datasets.crops import IGNORED
+from common.errors import InputError
+from common.files import atomic_write
+from common.metrics.segmentation import confusion
+from common.outputs.masks import read_probs, read_target, write_probs
+
+NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
+SHOWN = 6  # tiles whose masks stay in memory, for pictures
+
+
+class MapKeeper:
+    """engine.predict's `keep`: probabilities of a batch -> counts per tile, maps in files, a few masks for pictures.
+
+    Without data a pixel is background. What is counted is what is stored: the largest of the float16 probabilities.
+    """
+
+    def __init__(self, classes: int, folder: Path | None):
+        self.classes, self.folder = classes, folder
+        self.shown: dict[str, np.ndarray] = {}
+
+    def __call__(self, batch: dict, seen: dict) -> dict:
+        prob = seen["prob"].mean(dim=0).float().cpu().numpy()
+        counts, nodata = [], []
+        for index, name in enumerate(batch["id"]):
+            height, width = batch["size"][index]
+            valid = batch["valid"][index, :height, :width].numpy()
+            target = batch["target"][index, :height, :width].numpy()
+            half = with_background(prob[index, :, :height, :width], valid)
+            pred = half.argmax(axis=0).astype(np.uint8)
+            counts.append(confusion(target, pred, valid, self.classes))
+            nodata.append(int((~valid).sum()))
+            if self.folder is not None:
+                truth = np.where(valid, target, IGNORED).astype(np.uint8)
+                write_probs(Path(self.folder) / f"{name}.npz", half, truth)
+            elif len(self.shown) < SHOWN:
+                self.shown[name] = pred
+        return {"counts": torch.from_numpy(np.stack(counts))[None], "nodata": torch.tensor(nodata)[None]}
+
+
+def with_background(prob: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """float16 (K,H,W) of prob with certain background where there is no data."""
+    half = prob.astype(np.float16)
+    half[:, ~valid] = 0
+    half[0, ~valid] = 1
+    return half
+
+
+def keep_maps(spec: dict, settings: dict, folder: Path | None) -> MapKeeper:
+    return MapKeeper(len(spec["outputs"]), folder if settings.get("oof", True) else None)
+
+
+def write_set(folder: Path, kind: str, frame: pd.DataFrame) -> Path:
+    """The table of a set; paths of maps are written relative to it, so that the folder can be moved."""
+    table = frame.drop(columns=[name for name in ("mask", "values") if name in frame])
+    if "prob" in table:
+        table = table.assign(prob=[os.path.relpath(path, folder) for path in table["prob"]])
+    return atomic_write(Path(folder) / NAMES[kind], table.to_csv(index=False))
+
+
+def read_set(path: Path) -> pd.DataFrame:
+    """A set by its table or folder. InputError where there is none, ids repeat or columns are missing."""
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in NAMES.values() if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: neither {' nor '.join(NAMES.values())} in it; predict again (infer.py --out)")
+        path = found[0]
+    try:
+        frame = pd.read_csv(path, dtype={"id": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable table ({error}); write the set again") from error
+    if not {"id", "nodata"} <= set(frame) or frame["id"].duplicated().any() or not len(frame):
+        raise InputError(f"{path}: not the table of a set of maps (id, nodata, …, each id once); write it again")
+    if "prob" in frame:
+        frame["prob"] = [str(path.parent / name) for name in frame["prob"]]
+    return frame
+
+
+def read_run(run: Path) -> pd.DataFrame:
+    """The out-of-fold set of every finished fold of a run folder."""
+    paths = sorted(Path(run).glob(f"fold*/{NAMES['oof']}"))
+    if not paths:
+        raise InputError(f"{run}: no fold*/{NAMES['oof']}; train a fold of this run first")
+    return pd.concat([read_set(path) for path in paths], ignore_index=True)
+
+
+def recounted(frame: pd.DataFrame, classes: int) -> pd.DataFrame:
+    """A set with the counts of its maps as they are now."""
+    names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
+    counts = []
+    for path in frame["prob"]:
+        target = read_target(path)
+        counts.append(confusion(target, read_probs(path).argmax(axis=0), target != IGNORED, classes).ravel())
+    return frame.assign(**dict(zip(names, np.array(counts).T, strict=True)))
+
+
+def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
+    """The mean of sets over the same ids, its maps written to `folder`; one set alone is given back as it is."""
+    frames = list(sets.values())
+    if len(frames) == 1:
+        return frames[0]
+    paths = {name: dict(zip(frame["id"], prob_paths(name, frame), strict=True)) for name, frame in sets.items()}
+    mean, counted = frames[0].copy(), "n_0_0" in frames[0]
+    for row, name in zip(range(len(mean)), mean["id"], strict=True):
+        maps = [read_probs(by_id[name]) for by_id in paths.values()]
+        first = next(iter(paths.values()))[name]
+        write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), read_target(first) if counted else None)
+        mean.loc[mean.index[row], "prob"] = str(Path(folder) / f"{name}.npz")
+    return recounted(mean, round(sum(name.startswith("n_") for name in mean) ** 0.5)) if counted else mean
+
+
+def prob_paths(name: str, frame: pd.DataFrame) -> list[str]:
+    """Where the maps of a set lie. InputError where it has counts only."""
+    if "prob" not in frame:
+        raise InputError(f"{name}: holds counts only, its maps are needed; train it without --no-oof")
+    return list(frame["prob"])

@@ -1,0 +1,234 @@
+"""GlacierHack 2025: background, glacier, debris and lake from five Landsat bands, by the Matthews correlation.
+
+The competition's files are read by datasets/glacier_files.py, pretraining slices are prepared by datasets/hkh.py.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.datasets import blocks, demo_glacier, hkh
+from common.datasets import glacier_files as files
+from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
+from common.datasets.cache import inputs_hash
+from common.datasets.duplicates import hash_photos, near_duplicates
+from common.datasets.locate import KAGGLE_INPUT
+from common.datasets.tile_statistics import block_statistics
+from common.datasets.tiles import Source
+from common.metrics.pixel_baselines import constant_score, logistic_score
+from common.outputs.segmentation_report import write_segmentation_report
+from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
+from common.post.mask_blend import BLENDS, apply_blend
+from common.tasks import segmentation_post as maps
+from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation_options import parse_label_map
+
+BANDS = tuple(files.BANDS)
+VALUES = {2: (0, 255), 3: (0, 85, 170), 4: (0, 85, 170, 255)}  # of the classes in a mask
+# From random weights on the real tiles: see recipes/glacier-scratch.yaml and LOG.md.
+DEFAULTS = {"weights": "none", "epochs": 60, "lr": 1e-3, "batch_size": 8, "ema_decay": 0.98, "encoder": "resnet34"}
+# For two cores and the drawn tiles: about half a minute a fold.
+DEMO_DEFAULTS = {}
+# What the competition's organisers call good; mean IoU and the classes over pixels with data.
+GATES = {
+    "minimum": {"mcc": 0.70},
+    "target": {
+        "mcc": 0.75, "mean_iou": 0.70, "iou_background": 0.60, "iou_glacier": 0.60, "iou_debris": 0.60,
+        "iou_lake": 0.60, "recall_lake": 0.50, "recall_debris": 0.70,
+    },
+    "stretch": {"mcc": 0.78, "recall_lake": 0.60},
+}  # fmt: skip
+
+
+def outputs_of(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The classes of rows (their share columns) or of a set (its counts)."""
+    counts = sum(name.startswith("n_") for name in frame)
+    if counts:
+        return files.CLASSES[: round(counts**0.5)]
+    return tuple(name for name in files.CLASSES if name in frame)
+
+
+def label_maps(rows: pd.DataFrame, settings: dict) -> dict[int, int]:
+    """The label map of rows: as given, else that of the phase whose classes the rows have."""
+    given = parse_label_map(settings["label_map"])
+    if given:
+        return given
+    return files.LABEL_MAPS[{2: 1, 3: "hkh", 4: 2}[len(outputs_of(rows))]]
+
+
+def prepared(data: Path, cache: str) -> Path:
+    """The folder of tiles: `data` itself, or what is prepared, once, of the HKH slices in it."""
+    if not any(data.glob("slice_*_img_*.npy")):
+        return data
+    slices = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(data.glob("slice_*.npy"))]
+    folder = Path(cache) / f"hkh-{inputs_hash('hkh', {'slices': slices, 'version': hkh.VERSION})}"
+    rows, facts = hkh.prepare(data, folder)
+    print(f"HKH: {facts['kept']} of {facts['found']} slices have enough glacier ({folder})")
+    return folder
+
+
+def read_rows(data: Path, settings: dict) -> pd.DataFrame:
+    rows = files.read_rows(prepared(Path(data), settings.get("cache", "cache")))
+    known = files.label_map(rows["label"], parse_label_map(settings["label_map"]))
+    rows = files.class_shares(rows, known, files.outputs_of(known))
+    if settings["shuffle_images"]:
+        rows["label"] = np.random.default_rng(0).permutation(rows["label"].to_numpy())
+        print("SHUFFLED: labels were exchanged between tiles at random; the score must be a constant's")
+    return rows
+
+
+def read_test(data: Path) -> pd.DataFrame:
+    """Rows to be predicted: of Test/, or of the folder itself; none where there are only training tiles."""
+    data = Path(data)
+    if files.child(data, "Test") is None and files.child(data, "Band1") is None:
+        return pd.DataFrame({"id": [], "path": []}, dtype=str)
+    return files.read_rows(data, require_labels=False)[["id", "path"]]
+
+
+def files_of(path: str) -> list[Path]:
+    """The five files of a tile, by its Band1 file; an npy slice alone."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        return [path]
+    key = files.tile_id(path)
+    return [files.list_tiles(path.parent.parent, folder)[key] for folder in files.BANDS.values()]
+
+
+def size_of(path: str) -> tuple[int, int]:
+    profile = files.profile_of(path)
+    return profile["height"], profile["width"]
+
+
+def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
+    """Findings that need the pixels: train against test, fold against fold, near-duplicates across a split."""
+    both = pd.concat([rows[["id", "path"]], test], ignore_index=True)
+    is_test, lines = np.arange(len(both)) >= len(rows), []
+    if adversarial:
+        values, names, tile = block_statistics(both["path"], files.read_tile, BANDS)
+        answer = adversarial_auc(values, is_test[tile], names, groups=both["id"].to_numpy(str)[tile])
+        lines += adversarial_lines("train against test", answer)
+        known = tile < len(rows)
+        groups = both["id"].to_numpy(str)[tile[known]]
+        for answer in fold_adversarial(values[known], np.asarray(fold)[tile[known]], names, groups=groups):
+            lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
+    if duplicates:
+        hashes = hash_photos(list(both["path"]), lambda path: false_colour(files.read_tile(path), BANDS))
+        side = np.concatenate([np.asarray(fold, float), np.full(len(test), -1.0)])
+        pairs = near_duplicates(hashes, both["id"], side)
+        lines.append(f"near-duplicate tiles across folds or in train and test: {len(pairs)}")
+        lines += [f"  {p.id_a} (fold {p.side_a:.0f}) and {p.id_b} (fold {p.side_b:.0f}): {p.distance} of 64 bits"
+                  for p in pairs.itertuples()]  # fmt: skip
+    return lines
+
+
+def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.DataFrame:
+    done = maps.apply_post(frame, post, settings)
+    return done.assign(values=[VALUES[classes_of(path)] for path in frame["prob"]])
+
+
+def classes_of(path: str) -> int:
+    with np.load(path) as file:
+        return len(file["prob"])
+
+
+def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
+    """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
+    outputs = outputs_of(rows)
+    known = rows[rows["fold"] >= 0].reset_index(drop=True)
+    label = label_maps(rows, {"label_map": []})
+    scores = {"constant": constant_score(known)}
+    scores["logistic"] = logistic_score(
+        known, read_tile=files.read_tile, read_target=lambda path: files.read_label(path, label), classes=len(outputs)
+    )
+    return scores | ({"reachable": facts["best"]} if "best" in facts else {})
+
+
+def sheet(batch: dict, spec: dict, path: Path) -> Path:
+    return draw_tile_sheet(batch["image"].numpy(), batch["target"].numpy(), batch["valid"].numpy(), batch["id"],
+                           bands=spec["inputs"], outputs=spec["outputs"], path=path)  # fmt: skip
+
+
+def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path) -> None:
+    """Some validation tiles with truth, prediction and error."""
+    shown = frame.attrs["shown"]
+    some = rows[rows["id"].isin(shown)]
+    tiles = [files.read_tile(name) for name in some["path"]]
+    targets = [files.read_label(name, spec["label_map"]) for name in some["label"]]
+    draw_tile_samples(tiles, targets, [shown[name] for name in some["id"]], [(t != 0).any(0) for t in tiles],
+                      list(some["id"]), bands=spec["bands"], outputs=spec["outputs"], path=path)  # fmt: skip
+
+
+def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:
+    rows = judgement["rows"]
+    there = "path" in rows and all(Path(name).is_file() for name in rows["path"])
+    return write_segmentation_report(
+        path,
+        title="Glacier classes, out of fold",
+        outputs=outputs_of(judgement["honest"]),
+        rows=rows,
+        members=members,
+        judgement=judgement,
+        beside=beside,
+        read_picture=(lambda row: files.read_tile(row["path"])) if there else None,
+        read_target=maps.target_reader({member["name"]: member["oof"] for member in members}),
+        bands=BANDS,
+        settings=settings,
+        shown=maps.shown_shares(members[0]),
+    )
+
+
+def check_tiles(rows: pd.DataFrame) -> list[str]:
+    """Findings that hold for every set: tiles that hold few pixels with data, classes that no tile has."""
+    lines = []
+    for name in outputs_of(rows):
+        tiles = int((rows[name] > 0).sum())
+        share = rows[name].mean()
+        lines.append(f"{name}: in {tiles} of {len(rows)} tiles, {share:.2%} of the pixels with data on average")
+    return lines
+
+
+def add_arguments(parser, script: str) -> None:
+    if script == "infer":
+        hand_in = parser.add_argument_group("what is handed in")
+        hand_in.add_argument("--solution", type=Path, metavar="DIR",
+                             help="write solution.py and model.pth to DIR instead of predictions")  # fmt: skip
+
+
+SOURCE = Source(read_tile=files.read_tile, read_label=files.read_label, files_of=files_of, size_of=size_of)
+TASK = make_segmentation_task(
+    name="glacier",
+    slug="glacierhack",
+    outputs=files.CLASSES,
+    bands=BANDS,
+    source=SOURCE,
+    outputs_of=outputs_of,
+    label_maps=label_maps,
+    read_test=read_test,
+    add_arguments=add_arguments,
+    search=lambda: [Path("weights"), KAGGLE_INPUT],
+    markers={"train": ("Train/Band1|Band1|tiles.csv|slice_*_img_*.npy",), "test": ("Test/Band1|Band1",)},
+    defaults=DEFAULTS,
+    demo_defaults=DEMO_DEFAULTS,
+    demo_version=demo_glacier.DEMO_VERSION,
+    schemes=tuple(blocks.SCHEMES),
+    make_demo=demo_glacier.make_demo,
+    read_rows=read_rows,
+    read_truth=maps.read_truth_folder(read_rows),
+    make_folds=lambda rows, **options: blocks.make_folds(rows, outputs=outputs_of(rows), **options),
+    describe_folds=lambda rows, fold, group: blocks.describe_folds(rows, fold, group, outputs=outputs_of(rows)),
+    check_data=check_tiles,
+    study_data=study_data,
+    fit_post=partial(maps.fit_post, outputs_of=outputs_of),
+    apply_post=apply_post,
+    blends=("greedy", *sorted(set(BLENDS) - {"greedy"})),
+    judge=partial(maps.judge, outputs_of=outputs_of),
+    blend=apply_blend,
+    compare=partial(maps.compare, outputs_of=outputs_of),
+    gates=GATES,
+    baselines=baselines,
+    report=report,
+    exports={"solution": maps.export_solution},
+    draw={"sheet": sheet, "samples": samples},
+)

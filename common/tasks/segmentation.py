@@ -1,0 +1,282 @@
+"""The segmentation family: a class for every pixel of a tile. A competition gives it readers, a recipe and a writer."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.datasets.inputs import channel_names, channel_statistics, valid_pixels
+from common.datasets.tiles import Source, TileStore, collate, init_worker
+from common.engine.checkpoint import load_checkpoint, whole_state
+from common.engine.schedule import Stage
+from common.errors import InputError
+from common.losses.reduce import all_sum
+from common.losses.segmentation import build_loss
+from common.metrics.segmentation import class_table, counts_of, mcc, mean_iou
+from common.models.encoder_weights import load_encoder
+from common.models.segmenter import Segmenter
+from common.models.transfer import init_from
+from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, write_set
+from common.outputs.masks import validate_masks, write_masks
+from common.tasks.base import Task
+from common.tasks.segmentation_data import open_rows, open_training, prepare
+from common.tasks.segmentation_options import add_options
+
+TURNS = ["identity", "hflip", "vflip", "rot90", "rot180", "rot270"]
+VIEWS = [*TURNS, "scale0.75", "scale1.25"]
+MOST_TILES = 400  # that statistics are taken from: evenly spaced where there are more
+
+
+# the spec
+
+
+def few(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_TILES)).astype(int))]
+
+
+def texture_spec(rows: pd.DataFrame, settings: dict, bands: tuple, source: Source) -> dict | None:
+    """The texture bands with their grey levels between the 1st and 99th percentile of the training rows' band."""
+    if not settings["texture"]:
+        return None
+    place, values = bands.index(settings["texture_band"]), []
+    for path in few(rows)["path"]:
+        tile = source.read_tile(path)
+        values.append(tile[place][valid_pixels(tile)][::17])
+    low, high = np.percentile(np.concatenate(values), (1, 99))
+    return {
+        "band": settings["texture_band"],
+        "properties": list(settings["texture"]),
+        "levels": settings["texture_levels"],
+        "window": settings["texture_window"],
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def input_statistics(rows: pd.DataFrame, spec: dict, settings: dict, source: Source) -> tuple[list, list]:
+    """(mean, std) of the model's channels over the training rows' pixels with data."""
+    cache = settings["cache"] if settings["cache_images"] else None
+    rows = few(rows)
+    store = TileStore(rows.drop(columns="label"), spec, source, cache=cache, keep=False)
+    return channel_statistics(store.whole(index)[:2] for index in range(len(rows)))
+
+
+def make_spec(rows, settings, *, name: str, bands: tuple, outputs_of: Callable, label_maps: Callable, source) -> dict:
+    """Everything inference needs, as plain types; statistics come from the training rows given."""
+    outputs = list(outputs_of(rows))
+    scaling = {"scale": settings["scale"], "indices": list(settings["indices"])}
+    scaling["texture"] = texture_spec(rows, settings, bands, source)
+    inputs = channel_names(bands, scaling["indices"], scaling["texture"])
+    spec = {
+        "task": name,
+        "family": "segmentation",
+        "outputs": outputs,
+        "bands": list(bands),
+        "inputs": inputs,
+        "scaling": scaling,
+        "label_map": {str(raw): index for raw, index in label_maps(rows, settings).items()},
+        "views": VIEWS,
+        "model": {
+            "arch": settings["arch"],
+            "encoder": settings["encoder"],
+            "channels": len(inputs),
+            "classes": len(outputs),
+            "attention": settings["attention"],
+            "decoder": list(settings["decoder"]),
+            "stem": settings["stem"],
+            "dropout": settings["dropout"],
+            "drop_path": settings["drop_path"],
+        },
+    }
+    spec["mean"], spec["std"] = input_statistics(rows, spec, settings, source)
+    return spec
+
+
+# the model
+
+
+def build_model(spec: dict) -> Segmenter:
+    return Segmenter(**spec["model"])
+
+
+def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> str:
+    """Fill the encoder as --weights says, then all that fits of --init; a line for the log."""
+    said = load_encoder(model, settings["weights"], bands=spec["inputs"], search=search)
+    if settings["init"]:
+        path = checkpoint_of(Path(settings["init"]))
+        content = load_checkpoint(path)
+        state, theirs = whole_state(path, content, "ema"), content["spec"]
+        known = {"source_bands": theirs.get("inputs"), "source_outputs": theirs.get("outputs")}
+        taken = init_from(model, state, bands=spec["inputs"], outputs=spec["outputs"], **known)
+        said += f"; --init {path}: {taken}"
+    return f"weights: {said}"
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint of a file, a fold or a run. InputError where there is none."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("last.pt")) or sorted(path.glob("fold*/last.pt"))
+    if not found:
+        raise InputError(f"--init {path}: no last.pt there; name a checkpoint, a fold or a run")
+    return found[0]
+
+
+def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:
+    rate = settings["lr"] if settings["backbone_lr"] is None else settings["backbone_lr"]
+    groups = model.param_groups(lr=settings["lr"], backbone_lr=rate, weight_decay=settings["weight_decay"])
+    return groups, [Stage(settings["epochs"], {}, settings["warmup_epochs"])]
+
+
+class LossWithShares:
+    """A loss that also tells which share of the pixels it saw belongs to each class: what the sampler showed."""
+
+    def __init__(self, loss, outputs: list[str]):
+        self.loss, self.outputs = loss, outputs
+
+    def __call__(self, logits, batch: dict) -> dict:
+        parts, valid = self.loss(logits, batch), batch["valid"]
+        counts = [((batch["target"] == index) & valid).sum() for index in range(len(self.outputs))]
+        shown = all_sum(torch.stack([*counts, torch.full_like(counts[0], valid.numel())]).double())
+        return parts | {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
+
+
+def make_loss(spec: dict, settings: dict) -> LossWithShares:
+    names = ("loss", "focal_alpha", "focal_gamma", "border_weight", "pair_weight", "border_width", "mcc_phi")
+    loss = build_loss(
+        **{name: settings[name] for name in names},
+        outputs=spec["outputs"],
+        border_pairs=[tuple(pair.split("-")) for pair in settings["border_pairs"]],
+        tversky=tuple(settings["tversky"]),
+        ramp={"boundary": (0.05, settings["ramp_epochs"])},
+    )
+    return LossWithShares(loss, spec["outputs"])
+
+
+# predictions
+
+
+def to_pred(model, outputs: torch.Tensor) -> dict:
+    return {"prob": torch.softmax(outputs.float(), dim=1)}
+
+
+def make_frame(predicted: dict, spec: dict, rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A line per tile from engine.predict's answer: counts where rows know the truth, and where the maps lie."""
+    frame = pd.DataFrame({"id": predicted["id"], "nodata": predicted["nodata"][0]})
+    if rows is not None:
+        classes = len(spec["outputs"])
+        names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
+        counts = pd.DataFrame(predicted["counts"][0].reshape(len(frame), -1), columns=names)
+        frame = pd.concat([frame, counts], axis=1)
+    if predicted["folder"] is not None:
+        frame["prob"] = [str(Path(predicted["folder"]) / f"{name}.npz") for name in frame["id"]]
+    frame.attrs["shown"] = predicted["keep"].shown if "keep" in predicted else {}
+    return frame
+
+
+def make_score(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -> dict:
+    """{"score": MCC over all pixels, "mcc_data": over those with data, IoU of every class, …} from a set's counts."""
+    outputs = outputs_of(frame)
+    counts = counts_of(frame, len(outputs), nodata=True).sum(axis=0)
+    data = counts_of(frame, len(outputs)).sum(axis=0)
+    table = class_table(data, outputs).set_index("class")
+    scores = {"score": mcc(counts), "mcc_data": mcc(data), "mean_iou": mean_iou(data)}
+    for name in outputs:
+        scores |= {f"iou_{name}": table["iou"][name], f"recall_{name}": table["recall"][name]}
+    return {key: None if np.isnan(value) else float(value) for key, value in scores.items()}
+
+
+def say_epoch(record: dict) -> list[str]:
+    """What is found of every class, and which shares of the pixels the crops of the epoch showed."""
+    lines = []
+    found = {key.removeprefix("iou_"): value for key, value in record.items() if key.startswith("iou_")}
+    if found:
+        said = [f"{name} {'-' if iou is None else f'{iou:.3f}'}" for name, iou in found.items()]
+        lines.append(f"IoU {', '.join(said)}; MCC of pixels with data {record['mcc_data']:.4f}")
+    shown = {key.removeprefix("train_shown_"): value for key, value in record.items() if "train_shown_" in key}
+    total = sum(shown.values())
+    if total:
+        lines.append("shown " + ", ".join(f"{name} {value / total:.2%}" for name, value in shown.items()))
+    return lines
+
+
+def write(frame: pd.DataFrame, data: Path, folder: Path, *, read_test: Callable) -> Path:
+    """masks/: one georeferenced uint8 GeoTIFF a tile, written and then validated."""
+    rows, values = read_test(data), frame["values"].iloc[0]
+    paths = rows.set_index("id")["path"]
+    masks = zip(frame["id"], frame["mask"], paths.loc[frame["id"]], strict=True)
+    write_masks(folder / "masks", masks, values=values)
+    validate_masks(folder / "masks", rows, values=values)
+    return folder / "masks"
+
+
+def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    for frame in frames:
+        frame.attrs = {}
+    return pd.concat(frames, ignore_index=True)
+
+
+def run_name(settings: dict, name: str) -> str:
+    return f"{name}-{settings['arch']}-{settings['encoder']}-s{settings['seed']}"
+
+
+def make_segmentation_task(
+    *,
+    name: str,
+    slug: str,
+    outputs: tuple[str, ...],
+    bands: tuple[str, ...],
+    source: Source,
+    outputs_of: Callable,
+    label_maps: Callable,
+    read_test: Callable,
+    add_arguments: Callable | None = None,
+    search: Callable[[], list[Path]] = lambda: [Path("weights")],
+    **own,
+) -> Task:
+    """A Task of the family; `own` are the fields that only the competition knows (readers, defaults, gates …).
+
+    outputs_of(rows or set) -> classes of these labels, which may be fewer than `outputs`; label_maps(rows, settings)
+    -> {raw value: class index}; read_test(data) -> rows without labels.
+    """
+
+    def options(parser, script):
+        add_options(parser, script, bands)
+        if add_arguments:
+            add_arguments(parser, script)
+
+    facts = {"outputs_of": outputs_of, "label_maps": label_maps, "source": source}
+    family = {
+        "add_arguments": options,
+        "make_spec": partial(make_spec, name=name, bands=bands, **facts),
+        "target_columns": outputs_of,
+        "build_model": build_model,
+        "load_weights": lambda model, spec, settings: load_weights(model, spec, settings, search=search()),
+        "prepare": partial(prepare, source=source),
+        "open_training": lambda rows, spec, settings: open_training(rows, spec, settings, source=source)[0],
+        "open_rows": partial(open_rows, source=source),
+        "plan": plan,
+        "build_loss": make_loss,
+        "collate": collate,
+        "init_worker": init_worker,
+        "units": "probabilities",
+        "bad_answer": "background everywhere",
+        "to_pred": to_pred,
+        "keep": keep_maps,
+        "make_frame": make_frame,
+        "score": partial(make_score, outputs_of=outputs_of),
+        "say_epoch": say_epoch,
+        "read_test": read_test,
+        "read_set": read_set,
+        "read_run": read_run,
+        "write_set": write_set,
+        "truth_of": lambda frame: frame,
+        "mean_sets": mean_sets,
+        "concat": concat,
+        "write": partial(write, read_test=read_test),
+        "run_name": partial(run_name, name=name),
+    }
+    return Task(name=name, slug=slug, family="segmentation", outputs=outputs, bands=bands, **family | own)

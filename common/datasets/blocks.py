@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from rasterio.transform import array_bounds
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import pdist, squareform
 
@@ -134,10 +135,7 @@ def bounds_of(rows) -> np.ndarray:
         profile = profile_of(path)
         if profile["crs"] is None:
             raise InputError(f"{path}: neither the name nor a georeference says where the tile lies; {remedy}")
-        (left, top), (right, bottom) = (
-            profile["transform"] * p for p in ((0, 0), (profile["width"], profile["height"]))
-        )
-        found.append([min(left, right), min(bottom, top), max(left, right), max(bottom, top)])
+        found.append(array_bounds(profile["height"], profile["width"], profile["transform"]))
         systems.add(str(profile["crs"]))
     bounds = np.array(found)
     if len(systems) > 1 or len(np.unique(bounds, axis=0)) == 1:

@@ -6,8 +6,8 @@ from html import escape
 import cv2
 import numpy as np
 
-from common.outputs.figures import SERIES, colour, inline_svg, jpeg_uri, new_figure, plain_axes
-from common.outputs.report import breakable, figure, number
+from common.outputs.figures import colour, inline_svg, jpeg_uri, new_figure, plain_axes
+from common.outputs.report import breakable, figure, number, panels
 from common.outputs.tile_pictures import (
     class_colours,
     class_legend,
@@ -64,21 +64,28 @@ def confusion_cell(count: int, total: int, *, right: bool) -> str:
     return f'<td class="n" style="background:{tint}"><b>{percent}</b><small>{thousands(count)}</small></td>'
 
 
+SHARE_MARKS = {"s": ("c5", 46), "|": ("ink", 260), "D": ("c1", 34), "o": ("c0", 46)}
+
+
 def shares_figure(shares: dict[str, np.ndarray], outputs: list[str], name: str) -> str:
-    """A line per class with a mark for each of `shares` (words -> (K,) in percent, six at most) on one axis."""
-    drawing = new_figure(620, 60 + 42 * len(outputs))
+    """A line per class with a mark for each of `shares` (words -> (K,) in percent, four at most) on one axis."""
+    drawing = new_figure(400, 50 + 40 * len(outputs))
     axis = plain_axes(drawing.add_subplot(), x="% of the pixels", grid="x", size=10)
-    places = np.arange(len(outputs))[::-1]
-    looks = {"s": ("c5", 55), "|": ("ink", 260), "D": (SERIES[1], 42), "o": (SERIES[0], 70)}
-    for (mark, (shade, size)), (words, values) in zip(looks.items(), shares.items(), strict=False):
-        axis.scatter(values, places, marker=mark, s=size, color=colour(shade), linewidth=2, label=words, zorder=3)
+    places, key = np.arange(len(outputs))[::-1], []
+    for (mark, (shade, size)), (words, values) in zip(SHARE_MARKS.items(), shares.items(), strict=False):
+        axis.scatter(values, places, marker=mark, s=size, color=colour(shade), linewidth=2, zorder=3)
+        drawn = {"s": "M9 2h8v8H9Z", "|": "M12 0h2v12h-2Z", "D": "M13 .8 18.2 6 13 11.2 7.8 6Z", "o": ""}[mark]
+        drawn = f'<path d="{drawn}"/>' if drawn else '<circle cx="13" cy="6" r="4.6"/>'
+        svg = f'<svg viewBox="0 0 26 12" aria-hidden="true"><g fill="var(--{shade})">{drawn}</g></svg>'
+        key.append(f"<span>{svg}{escape(words)}</span>")
     top = max(float(np.max(values)) for values in shares.values())
-    axis.set(xlim=(-0.02 * top, 1.05 * top), ylim=(-0.6, len(outputs) - 0.4))
-    axis.set_yticks(places, outputs, parse_math=False)
-    axis.tick_params(axis="y", labelcolor=colour("ink"))
-    key = {"loc": "outside upper left", "ncols": len(shares), "frameon": False, "fontsize": 9.5}
-    drawing.legend(labelcolor=colour("muted"), handletextpad=0.2, **key)
-    return figure(inline_svg(drawing, name, "Shares of the classes"), hero=True)
+    axis.set(xlim=(-0.03 * top, 1.05 * top), ylim=(-0.5, len(outputs) - 0.3))
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    for place, words in zip(places, outputs, strict=True):  # not tick labels: a phone's larger text would be cut
+        axis.text(0, place + 0.22, words, color=colour("ink"), fontsize=10, parse_math=False)
+    drawn = figure(inline_svg(drawing, name, "Shares of the classes"), hero=True)
+    return f'<div class="legend">{"".join(key)}</div>' + panels([drawn], pairs=True)
 
 
 def png_uri(picture: np.ndarray) -> str:

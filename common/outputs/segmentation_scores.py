@@ -8,7 +8,7 @@ import numpy as np
 
 from common.metrics.segmentation import class_table, mcc
 from common.outputs.report import column, details, frame_table, heading, headline, notice, number, paragraph, table
-from common.outputs.segmentation_figures import confusion_table
+from common.outputs.segmentation_figures import confusion_table, thousands
 from common.outputs.shared_sections import interval_text, member_scores, score_ladder
 
 RUNGS = {
@@ -25,6 +25,7 @@ TABLES = {
     "fold": ("Per fold", "MCC over all pixels of the fold's tiles."),
     "group": ("Per group", "MCC over all pixels of the group's tiles."),
 }
+WORDS = {"mcc": "MCC", "mean_iou": "Mean IoU"}
 WHY = "not defined: the class is neither in the truth nor in the predictions of these pixels."
 
 
@@ -55,6 +56,7 @@ def scores_section(facts: dict) -> list[str]:
     for name, (title, caption) in TABLES.items():
         frame = facts["tables"].get(name)
         if frame is not None and len(frame):
+            frame = frame.rename(columns=lambda column: WORDS.get(column, str(column).capitalize()))
             blocks += [heading(title), frame_table(frame, digits=4, caption=caption, why=WHY)]
     return blocks
 
@@ -84,7 +86,7 @@ def confusion_section(facts: dict) -> list[str]:
     counts, outputs = facts["counts"].sum(0), facts["outputs"]
     text = (
         "A line per true class: how its valid pixels were predicted, as a share of the line and in pixels. "
-        f"{facts['nodata'].sum():,} pixels without data are left out.".replace(",", "\N{NARROW NO-BREAK SPACE}")
+        f"{thousands(facts['nodata'].sum())} pixels without data are left out."
     )
     wrong = counts - np.diag(np.diag(counts))
     places = [divmod(int(i), len(outputs)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]

@@ -106,7 +106,7 @@ def blend_section(facts: dict) -> list[str]:
         ]
         blocks.insert(-1, paragraph(caption))
         others = [f"{key.replace('_', ' ')} {value}" for key, value in post.items() if key != "thresholds"]
-        blocks += [paragraph(f"Then the masks are cleaned: {', '.join(others)} (pixels).")] if others else []
+        blocks += [paragraph(f"Then the masks are cleaned: {', '.join(others)}.")] if others else []
     gains = facts["gains"]
     if gains is None or not len(gains):
         return [*blocks, paragraph("The gains of post-processing were not measured here.", kind="why alone")]

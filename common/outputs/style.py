@@ -93,6 +93,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .tile { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .8rem .7rem; }
 .tile img { width: 100%; height: auto; display: block; background: var(--panel); }
 .tile figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-size: .8rem; }
+.tile > :last-child:nth-child(odd) { grid-column: span 2; }
 .card { margin: 1rem 0 1.9rem; }
 .key { display: inline-flex; align-items: center; gap: .3rem; }
 .key svg { width: 1.5rem; height: .8rem; flex: none; }
@@ -137,7 +138,7 @@ footer { border-top: 1px solid var(--rule); margin-top: 2.6rem; padding-top: 1re
   .page { padding: 0 2rem 5rem; } nav { margin: 0 -2rem; padding: 0 2rem; }
   .panels { grid-template-columns: repeat(4, minmax(0, 1fr)); } .panels .hero { grid-column: span 2; grid-row: span 2; }
   .panels.pairs > .hero { grid-column: span 2; grid-row: auto; }
-  .tile { grid-template-columns: repeat(5, minmax(0, 1fr)); }
+  .tile { grid-template-columns: repeat(5, minmax(0, 1fr)); } .tile > :last-child:nth-child(odd) { grid-column: auto; }
 }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll { overflow: visible; } }
 """

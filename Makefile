@@ -5,6 +5,13 @@ PY := $(VENV)/bin/python
 TASK ?= biomass
 RUN := demo-$(TASK)
 OUT := demo/$(TASK)
+# the models of a task's demo, their options and their views at inference
+MEMBERS_biomass := net ridge
+MEMBERS_glacier := net
+MEMBERS := $(MEMBERS_$(TASK))
+ARGS_ridge := --head ridge
+TTA_biomass_net := --tta hflip vflip swap
+TTA_glacier_net := --tta hflip vflip rot90
 
 .PHONY: install demo demo-shuffled test soak bench clean
 
@@ -15,22 +22,20 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(VENV)/bin/pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-# the whole way on a set that the project draws itself: folds, two models, their blend, test predictions, report
+# the whole way on a set that the project draws itself: folds, models, their blend, test predictions, report
 demo: install
 	$(PY) make_folds.py --task $(TASK) --data demo
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-net --force
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-ridge --head ridge --force
-	$(PY) infer.py --runs $(RUN)-net --data demo --tta hflip vflip swap --out $(OUT)/net
-	$(PY) infer.py --runs $(RUN)-ridge --data demo --out $(OUT)/ridge
-	$(PY) ensemble.py --runs $(RUN)-net $(RUN)-ridge --data demo --save-blend $(OUT)/blend.json --out $(OUT)
-	$(PY) ensemble.py --preds $(OUT)/net $(OUT)/ridge --data demo --blend $(OUT)/blend.json --out $(OUT)
+	$(foreach m,$(MEMBERS),$(PY) train.py --task $(TASK) --data demo --run $(RUN)-$(m) $(ARGS_$(m)) --force &&) true
+	$(foreach m,$(MEMBERS),$(PY) infer.py --runs $(RUN)-$(m) --data demo $(TTA_$(TASK)_$(m)) --out $(OUT)/$(m) &&) true
+	$(PY) ensemble.py --runs $(addprefix $(RUN)-,$(MEMBERS)) --data demo --save-blend $(OUT)/blend.json --out $(OUT)
+	$(PY) ensemble.py --preds $(addprefix $(OUT)/,$(MEMBERS)) --data demo --blend $(OUT)/blend.json --out $(OUT)
 	@echo "report: $(OUT)/report.html"
 
-# the same with the photos exchanged between rows: the score must fall to a constant's
+# the same with the images exchanged between rows: the score must fall to a constant's
 demo-shuffled: install
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-net --shuffle-images --force
-	$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-ridge --head ridge --shuffle-images --force
-	$(PY) ensemble.py --runs $(RUN)-shuffled-net $(RUN)-shuffled-ridge --data demo --no-report --out $(OUT)-shuffled
+	$(foreach m,$(MEMBERS),$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-$(m) $(ARGS_$(m)) \
+	  --shuffle-images --force &&) true
+	$(PY) ensemble.py --runs $(addprefix $(RUN)-shuffled-,$(MEMBERS)) --data demo --no-report --out $(OUT)-shuffled
 
 test: install
 	$(VENV)/bin/ruff check .

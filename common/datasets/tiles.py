@@ -148,7 +148,7 @@ class TileDataset(Dataset):
         image, valid, target = self.standard(self.store.window(tile, y, x, self.plan.crop, self.plan.crop))
         if self.augment:
             image, target, valid = self.augment(image, target, valid, epoch=epoch, index=index)
-        return as_sample(image, target, valid, self.ids[tile])
+        return as_sample(image, target, valid, self.ids[tile]) | {"labelled": True}
 
     def standard(self, window: tuple) -> tuple:
         channels, valid, label = window
@@ -166,7 +166,10 @@ class TileDataset(Dataset):
             size, bad = self.store.source.size_of(self.store.paths[index]), True
             image = np.zeros((len(self.spec["inputs"]), *size), np.float32)
             valid, target = np.zeros(size, bool), np.zeros(size, np.uint8)
-        return as_sample(image, target, valid, self.ids[index]) | {"bad": bad}
+        return as_sample(image, target, valid, self.ids[index]) | {
+            "bad": bad,
+            "labelled": self.store.labels is not None,
+        }
 
 
 def as_sample(image, target, valid, name: str) -> dict:
@@ -187,7 +190,7 @@ def collate(samples: list[dict]) -> dict:
         padded = [torch.nn.functional.pad(s[name], (0, width - w, 0, height - h))
                   for s, (h, w) in zip(samples, sizes, strict=True)]  # fmt: skip
         batch[name] = torch.stack(padded)
-    batch |= {"id": [sample["id"] for sample in samples], "size": sizes}
+    batch |= {"id": [sample["id"] for sample in samples], "size": sizes, "labelled": samples[0]["labelled"]}
     if "bad" in samples[0]:
         batch["bad"] = torch.tensor([sample["bad"] for sample in samples])
     return batch

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.datasets.crops import IGNORED
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.segmentation import confusion
-from common.outputs.masks import read_probs, read_target, write_probs
+from common.outputs.masks import read_beside, read_probs, write_probs
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
 SHOWN = 6  # tiles whose masks stay in memory, for pictures
@@ -39,8 +38,8 @@ class MapKeeper:
             counts.append(confusion(target, pred, valid, self.classes))
             nodata.append(int((~valid).sum()))
             if self.folder is not None:
-                truth = np.where(valid, target, IGNORED).astype(np.uint8)
-                write_probs(Path(self.folder) / f"{name}.npz", half, truth)
+                truth = target.astype(np.uint8) if batch["labelled"] else None
+                write_probs(Path(self.folder) / f"{name}.npz", half, valid=valid, target=truth)
             elif len(self.shown) < SHOWN:
                 self.shown[name] = pred
         return {"counts": torch.from_numpy(np.stack(counts))[None], "nodata": torch.tensor(nodata)[None]}
@@ -98,8 +97,8 @@ def recounted(frame: pd.DataFrame, classes: int) -> pd.DataFrame:
     names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
     counts = []
     for path in frame["prob"]:
-        target = read_target(path)
-        counts.append(confusion(target, read_probs(path).argmax(axis=0), target != IGNORED, classes).ravel())
+        target, valid = read_beside(path, "target"), read_beside(path, "valid")
+        counts.append(confusion(target, read_probs(path).argmax(axis=0), valid, classes).ravel())
     return frame.assign(**dict(zip(names, np.array(counts).T, strict=True)))
 
 
@@ -113,7 +112,8 @@ def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
     for row, name in zip(range(len(mean)), mean["id"], strict=True):
         maps = [read_probs(by_id[name]) for by_id in paths.values()]
         first = next(iter(paths.values()))[name]
-        write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), read_target(first) if counted else None)
+        beside = {key: read_beside(first, key) for key in ("valid", *(["target"] if counted else []))}
+        write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), **beside)
         mean.loc[mean.index[row], "prob"] = str(Path(folder) / f"{name}.npz")
     return recounted(mean, round(sum(name.startswith("n_") for name in mean) ** 0.5)) if counted else mean
 

@@ -127,11 +127,11 @@ def data_pixels(prob: np.ndarray) -> np.ndarray:
     return (prob[0] != 1) | (prob[1:] != 0).any(axis=0)
 
 
-def write_probs(path: str | Path, prob: np.ndarray, target: np.ndarray | None = None) -> Path:
+def write_probs(path: str | Path, prob: np.ndarray, *, valid: np.ndarray | None = None, target=None) -> Path:
     """Write class probabilities (K,H,W) of one tile as float16 under the key "prob" of an npz, atomically.
 
-    target: its truth, uint8 (H,W) with 255 where there is no data, kept beside under "target": an out-of-fold set
-    then knows its truth wherever it is moved.
+    Kept beside it where given: valid, bool (H,W), where there is data; target, uint8 (H,W) of classes, the truth of a
+    valid pixel: an out-of-fold set then knows its truth wherever it is moved.
 
     These are values before thresholds and morphology. InputError where they are not finite or outside [0, 1].
     """
@@ -140,7 +140,8 @@ def write_probs(path: str | Path, prob: np.ndarray, target: np.ndarray | None = 
     if not (np.isfinite(prob).all() and prob.min(initial=0) >= 0 and prob.max(initial=1) <= 1.001):
         raise InputError(f"{path}: probabilities are not finite or not within 0 and 1; predict this tile again")
     stored = prob.astype(np.float16)
-    arrays = {"prob": stored} | ({} if target is None else {"target": target})
+    beside = {"valid": valid, "target": target}
+    arrays = {"prob": stored} | {name: array for name, array in beside.items() if array is not None}
     return atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
 
 
@@ -162,10 +163,10 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
     return prob
 
 
-def read_target(path: str | Path) -> np.ndarray:
-    """uint8 (H,W), the truth that `write_probs` stored, 255 where there is no data; InputError where there is none."""
+def read_beside(path: str | Path, name: str) -> np.ndarray:
+    """(H,W) "valid" or "target" that `write_probs` kept beside the probabilities; InputError where there is none."""
     try:
         with np.load(Path(path)) as file:
-            return file["target"]
+            return file[name]
     except (*FAULTS, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: holds no array target ({error}); predict out of fold again") from error
+        raise InputError(f"{path}: holds no array {name} ({error}); predict this set again") from error

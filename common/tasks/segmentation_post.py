@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.datasets.crops import IGNORED
 from common.errors import InputError
-from common.metrics.segmentation import class_table, mean_iou
+from common.metrics.gates import mask_scores
+from common.metrics.segmentation import counts_of
 from common.outputs.mask_sets import prob_paths
-from common.outputs.masks import read_probs, read_target
+from common.outputs.masks import read_beside, read_probs
 from common.outputs.solution import write_solution
 from common.post import mask_judge
 from common.post.morphology import finish_mask
@@ -23,9 +23,8 @@ def target_reader(sets: dict[str, pd.DataFrame]) -> Callable:
     paths = dict(zip(frame["id"], prob_paths(name, frame), strict=True))
 
     def read(row) -> tuple[np.ndarray, np.ndarray]:
-        target = read_target(paths[row["id"]])
-        valid = target != IGNORED
-        return np.where(valid, target, 0).astype(np.uint8), valid
+        path = paths[row["id"]]
+        return read_beside(path, "target"), read_beside(path, "valid")
 
     return read
 
@@ -42,8 +41,10 @@ def morphology_of(settings: dict, classes: int) -> dict:
     return {"min_area": areas, "fill_holes": settings["fill_holes"]}
 
 
-def wants_fit(settings: dict) -> bool:
-    return settings["thresholds"] == ["fitted"]
+def wanted_thresholds(settings: dict, classes: int) -> bool | list[float]:
+    """For the judge: True to fit them, False for the plain argmax, or the numbers as given."""
+    words = settings["thresholds"]
+    return words == ["fitted"] if words in (["fitted"], ["argmax"]) else chosen_thresholds(settings, None, classes)
 
 
 def chosen_thresholds(settings: dict, post: dict | None, classes: int) -> list[float]:
@@ -69,17 +70,14 @@ def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -
 
 
 def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.DataFrame:
-    """The masks as they are handed in (column "mask", uint8 (H,W) of classes) and the raw value of every class.
-
-    No data needs no mask of its own here: its probability is 1 for the first class, whatever the thresholds.
-    """
+    """The masks as they are handed in: column "mask", uint8 (H,W) of classes."""
     masks, classes = [], None
     for path in prob_paths("the set", frame):
         prob = read_probs(path)
         classes = len(prob)
-        nodata = (prob[0] == 1) & (prob[1:] == 0).all(axis=0)
         thresholds = chosen_thresholds(settings, post or None, classes)
-        masks.append(finish_mask(prob, ~nodata, thresholds=thresholds, **morphology_of(settings, classes)))
+        valid = read_beside(path, "valid")
+        masks.append(finish_mask(prob, valid, thresholds=thresholds, **morphology_of(settings, classes)))
     return frame.assign(mask=masks)
 
 
@@ -93,20 +91,10 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callabl
         kind=settings["kind"],
         seed=settings["seed"],
         morphology=morphology_of(settings, len(outputs)),
-        thresholds=wants_fit(settings),
+        thresholds=wanted_thresholds(settings, len(outputs)),
     )
-    counts = judgement["honest"]
-    data = sum_counts(counts, len(outputs))
-    table = class_table(data, outputs).set_index("class")
-    metrics = {"mcc": judgement["scores"]["honest"], "mean_iou": mean_iou(data)}
-    for name in outputs:
-        metrics |= {f"iou_{name}": float(table["iou"][name]), f"recall_{name}": float(table["recall"][name])}
-    return judgement | {"metrics": metrics}
-
-
-def sum_counts(frame: pd.DataFrame, classes: int) -> np.ndarray:
-    names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
-    return frame[names].to_numpy(np.int64).sum(axis=0).reshape(classes, classes)
+    data = counts_of(judgement["honest"], len(outputs)).sum(axis=0)
+    return judgement | {"metrics": mask_scores(data, outputs) | {"mcc": judgement["scores"]["honest"]}}
 
 
 def compare(rows: pd.DataFrame, sets: dict, *, outputs_of: Callable) -> pd.DataFrame:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from common.datasets.demo_terrain import DEBRIS, GLACIER, SHARES, SHIFT, Range, draw_range
+from common.datasets.demo_terrain import DEBRIS, GLACIER, LAKE, SHARES, SHIFT, Range, draw_range
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.segmentation import confusion, mcc
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 OUTPUTS = ("background", "glacier", "debris", "lake")
 LABELS = (0, 85, 170, 255)
 BANDS = {"Band1": "B2", "Band2": "B3", "Band3": "B4", "Band4": "B6", "Band5": "B10"}
@@ -27,8 +27,9 @@ ORIGIN = {"train": (567945.0, 3771855.0), "test": (706185.0, 3648975.0)}  # metr
 FIRST = (2, 7)  # row and column of the training mosaic's first tile
 TRAIN_LOOK, TEST_LOOK, HKH_LOOK = (1.0, 0.0), (0.95, 0.12), (0.9, 0.3)
 LAKE_AREA = 75  # pixels, about
-TEST_LAKES = 22
+TEST_LAKE_PIXELS = 24_000  # pixels of the test range for each of its lakes, 22 in all
 TEST_LAKE_AREA = 100
+BARE = 0.2  # of the usual ice, in the slice that the preparation of HKH leaves out
 GEO_KEYS = (1, 1, 0, 7, 1024, 0, 1, 1, 1025, 0, 1, 1, 1026, 34737, 22, 0, 2049, 34737, 7, 22, 2054, 0, 1, 9102)
 GEO_KEYS += (3072, 0, 1, 32643, 3076, 0, 1, 9001)
 GEO_NAMES = "WGS 84 / UTM zone 43N|WGS 84|"
@@ -95,14 +96,19 @@ def hkh_channels(drawn: Range) -> np.ndarray:
 
 
 def write_hkh(folder: Path, seed: int, scenes: int, slices: int, tile: int) -> None:
-    """`slices` slices of each scene with their masks: all glacier, clean ice, debris, uint8 (H, W, 3)."""
+    """`slices` slices of each scene with their masks: all glacier, clean ice, debris, uint8 (H, W, 3).
+
+    A last scene has one slice with too little glacier (some 6 %) to be learnt from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for scene in range(scenes):
+    for scene in range(scenes + 1):
+        bare = scene == scenes
         rng = np.random.default_rng([seed, 2, scene])
-        drawn = draw_range(rng, (tile, tile * slices), tile=tile, no_data=0.1, lake_areas=[], look=HKH_LOOK)
+        shape, ice = (tile, tile * (1 if bare else slices)), BARE if bare else 1.0
+        drawn = draw_range(rng, shape, tile=tile, no_data=0.1, lake_areas=[], look=HKH_LOOK, ice=ice)
         image = hkh_channels(drawn)
-        ice, debris = drawn.drawn == GLACIER, drawn.drawn == DEBRIS
-        masks = np.stack([ice | debris, ice, debris], -1).astype(np.uint8)
+        clean, debris = drawn.drawn == GLACIER, drawn.drawn == DEBRIS
+        masks = np.stack([clean | debris, clean, debris], -1).astype(np.uint8)
         for k, (_, _, window, _) in enumerate(cut_tiles(drawn, tile, ORIGIN["train"])):
             np.save(folder / f"slice_{scene}_img_{k}.npy", image[window])
             np.save(folder / f"slice_{scene}_mask_{k}.npy", masks[window])
@@ -127,6 +133,24 @@ def facts_of(drawn: Range) -> dict:
     }
 
 
+def draw_train(seed: int, mosaic: tuple[int, int], tile: int) -> tuple[Range, int]:
+    """The training range and the number of its lakes, which cover their share of SHARES."""
+    rng = np.random.default_rng([seed, 0])
+    total = max(20, round(SHARES[LAKE] * mosaic[0] * mosaic[1] * tile**2 * (1 - NO_DATA)))
+    areas = lake_areas(rng, max(1, round(total / LAKE_AREA)), total)
+    shape = (mosaic[0] * tile, mosaic[1] * tile)
+    return draw_range(rng, shape, tile=tile, no_data=NO_DATA, lake_areas=areas, look=TRAIN_LOOK), len(areas)
+
+
+def draw_test(seed: int, mosaic: tuple[int, int], tile: int) -> tuple[Range, int]:
+    """The test range and the number of its lakes, a lake of TEST_LAKE_AREA for each TEST_LAKE_PIXELS pixels."""
+    rng = np.random.default_rng([seed, 1])
+    shape = (mosaic[0] * tile, mosaic[1] * tile)
+    lakes = max(1, round(shape[0] * shape[1] / TEST_LAKE_PIXELS))
+    areas = lake_areas(rng, lakes, lakes * TEST_LAKE_AREA)
+    return draw_range(rng, shape, tile=tile, no_data=NO_DATA, lake_areas=areas, look=TEST_LOOK), lakes
+
+
 def make_demo(
     folder: Path, *, tile: int = 256, train: tuple = (4, 6), test: tuple = (2, 4), hkh: tuple = (3, 3), seed: int = 0
 ) -> dict:
@@ -140,26 +164,13 @@ def make_demo(
     if tile < 64 or min(*train, *test, *hkh) < 1:
         raise InputError(f"demo set: tiles of 64 pixels and one of each at least, got {tile}, {train}, {test}, {hkh}")
     folder = Path(folder)
-    rng = np.random.default_rng([seed, 0])
-    known = train[0] * train[1] * tile**2 * (1 - NO_DATA)
-    areas = lake_areas(rng, max(1, round(SHARES[3] * known / LAKE_AREA)), max(20, round(SHARES[3] * known)))
-    shape = (train[0] * tile, train[1] * tile)
-    learnt = draw_range(rng, shape, tile=tile, no_data=NO_DATA, lake_areas=areas, look=TRAIN_LOOK)
+    learnt, lakes = draw_train(seed, train, tile)
     write_train(folder / "Train", learnt, tile)
-    rng = np.random.default_rng([seed, 1])
-    shape = (test[0] * tile, test[1] * tile)
-    crowd = max(1, round(TEST_LAKES * shape[0] * shape[1] / (8 * 256**2)))
-    held = draw_range(
-        rng,
-        shape,
-        tile=tile,
-        no_data=NO_DATA,
-        lake_areas=lake_areas(rng, crowd, crowd * TEST_LAKE_AREA),
-        look=TEST_LOOK,
-    )
-    write_test(folder / "Test", folder / "hidden", held, tile)
-    write_hkh(folder / "HKH", seed, *hkh, tile)
     facts = {"version": DEMO_VERSION, "seed": seed, "shift": SHIFT, "best": facts_of(learnt)["best"]}
-    facts |= {"train": facts_of(learnt) | {"lakes": len(areas)}, "test": facts_of(held) | {"lakes": crowd}}
+    facts["train"] = facts_of(learnt) | {"lakes": lakes}
+    held, lakes = draw_test(seed, test, tile)
+    write_test(folder / "Test", folder / "hidden", held, tile)
+    facts["test"] = facts_of(held) | {"lakes": lakes}
+    write_hkh(folder / "HKH", seed, *hkh, tile)
     atomic_write(folder / "demo.json", json.dumps(facts, indent=1))
     return facts

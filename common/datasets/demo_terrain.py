@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from common.errors import InputError
+
 BACKGROUND, GLACIER, DEBRIS, LAKE = range(4)
 SHARES = (0.70, 0.25, 0.049, 0.0005)
 SNOW = 0.20  # of the ground that is neither glacier nor lake
@@ -25,7 +27,7 @@ REFLECTANCE = {
     "debris": (0.20, 0.22, 0.25, 0.29),
     "ice": (0.60, 0.58, 0.53, 0.11),
     "snow": (0.66, 0.64, 0.60, 0.10),
-    "lake": (0.085, 0.09, 0.075, 0.05),
+    "lake": (0.15, 0.16, 0.11, 0.04),
 }
 OFFSET = np.array([2500.0, 2200.0, 1800.0, 5200.0], np.float32)  # digital numbers of a black pixel
 GAIN = np.array([62000.0, 62000.0, 63000.0, 30000.0], np.float32)  # digital numbers per reflectance of 1
@@ -80,7 +82,9 @@ def place_lakes(rng, body: np.ndarray, valid: np.ndarray, low: np.ndarray, areas
     inside = cv2.distanceTransform(np.pad(valid, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     radius = float(np.sqrt(max(areas) / np.pi))
     fit = (away > radius) & (away < radius + 2) & (inside > 2 * radius + 4)
-    ends = np.argwhere(fit & (low > np.median(low[fit])))
+    if not fit.any():
+        raise InputError("demo set: no room for a lake on so small a range; draw more tiles or larger ones")
+    ends = np.argwhere(fit & (low >= np.median(low[fit])))
     spot = ends[rng.integers(len(ends))]
     far = np.full(len(ends), np.inf)
     rows, cols = np.indices(body.shape, np.float32)
@@ -116,11 +120,11 @@ def shade(height: np.ndarray) -> np.ndarray:
     return np.clip(light / SUN[2], 0.16, 1.3).astype(np.float32)
 
 
-def draw_classes(rng, shape, valid, low, lake_areas: list[int]) -> np.ndarray:
+def draw_classes(rng, shape, valid, low, ice: float, lake_areas: list[int]) -> np.ndarray:
     """uint8 (H, W): glaciers with debris where they reach down (`low` is high), lakes beside their ends."""
     share = SHARES[GLACIER] + SHARES[DEBRIS]
     body = fractal(rng, shape, (90, 45, 20), (1, 0.6, 0.2))
-    body = body > np.quantile(body[valid], 1 - share)
+    body = body > np.quantile(body[valid], 1 - ice * share)
     reach = low + 0.5 * fractal(rng, shape, (30,), (1,))
     classes = np.where(body, GLACIER, BACKGROUND).astype(np.uint8)
     classes[body & (reach > np.quantile(reach[body & valid], 1 - SHARES[DEBRIS] / share))] = DEBRIS
@@ -176,12 +180,15 @@ def drop_values(rng, bands: np.ndarray, classes: np.ndarray, valid: np.ndarray) 
         bands[:2, hit & (kind > 0)] = 0
 
 
-def draw_range(rng, shape, *, tile: int, no_data: float, lake_areas: list[int], look=(1.0, 0.0)) -> Range:
-    """A range of `shape` pixels, to be cut into tiles of `tile`; `look` is the gain and the haze of its bands."""
+def draw_range(rng, shape, *, tile: int, no_data: float, lake_areas: list[int], look: tuple, ice=1.0) -> Range:
+    """A range of `shape` pixels, to be cut into tiles of `tile`.
+
+    no_data: share of the pixels; look: gain and haze of its bands; ice: glaciers and debris as a part of SHARES.
+    """
     valid = edge_mask(rng, shape, tile, no_data)
     low = fractal(rng, shape, (150, 70), (1, 0.5))
     rough = fractal(rng, shape, (34, 17, 9, 5), (1, 0.55, 0.3, 0.16))
-    classes = draw_classes(rng, shape, valid, low, lake_areas)
+    classes = draw_classes(rng, shape, valid, low, ice, lake_areas)
     height = draw_relief(classes, low, rough)
     bands = draw_bands(rng, classes, low, rough, height, look)
     drop_values(rng, bands, classes, valid)

@@ -1,0 +1,124 @@
+"""The baselines of single pixels: equal to scikit-learn fold by fold, blind to neighbours, nothing of the held fold."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import matthews_corrcoef
+
+from common.errors import InputError
+from common.metrics.pixel_baselines import constant_score, logistic_counts, logistic_score
+
+
+def draw_tiles(count=6, size=24, classes=3, seed=0, spread=0.25):
+    """Tiles whose classes have different bands, a strip without data and pixels that are 0 in one band only."""
+    rng = np.random.default_rng(seed)
+    tiles, targets = [], []
+    for _ in range(count):
+        target = rng.integers(0, classes, (size, size)).astype(np.uint8)
+        base = np.array([[8000, 20000, 12000], [12000, 9000, 30000]])[:, :classes]
+        tile = base[:, target] * np.exp(rng.normal(0, spread, (2, size, size)))
+        tile[0][rng.random((size, size)) < 0.03] = 0
+        tile[:, :3] = 0
+        target[:3] = 0
+        tiles.append(tile.astype(np.float32))
+        targets.append(target)
+    rows = pd.DataFrame({"path": range(count), "label": range(count), "fold": np.arange(count) % 3})
+    return (
+        rows,
+        {"read_tile": tiles.__getitem__, "read_target": targets.__getitem__, "classes": classes},
+        tiles,
+        targets,
+    )
+
+
+def columns(tiles):
+    values = np.concatenate([tile.reshape(2, -1)[:, (tile != 0).any(0).ravel()].T for tile in tiles]).astype(np.float64)
+    return np.concatenate([values, np.log1p(values)], 1)
+
+
+def known(tiles, targets):
+    return np.concatenate([target[(tile != 0).any(0)] for tile, target in zip(tiles, targets, strict=True)])
+
+
+def test_counts_equal_a_regression_written_out():
+    rows, reads, tiles, targets = draw_tiles()
+    counts = logistic_counts(rows, **reads, pixels=10**6)
+    for k in range(3):
+        here, there = np.flatnonzero(rows["fold"] == k), np.flatnonzero(rows["fold"] != k)
+        train = columns([tiles[n] for n in there])
+        mean, std = train.mean(0), train.std(0)
+        model = LogisticRegression(max_iter=2000)
+        model.fit(np.clip((train - mean) / std, -4, 4), known([tiles[n] for n in there], [targets[n] for n in there]))
+        for n in here:
+            said = model.predict(np.clip((columns([tiles[n]]) - mean) / std, -4, 4))
+            expected = pd.crosstab(known([tiles[n]], [targets[n]]), said).to_numpy().copy()
+            expected[0, 0] += 3 * 24
+            assert np.abs(counts[n] - expected).sum() <= 4, (n, counts[n], expected)
+
+
+def test_score_counts_every_pixel_once():
+    rows, reads, tiles, targets = draw_tiles()
+    counts = logistic_counts(rows, **reads)
+    assert (counts.sum((1, 2)) == 24 * 24).all()
+    assert np.array_equal(counts.sum((0, 2)), np.bincount(np.ravel(targets), minlength=3))
+    truth, said = (np.repeat(index.ravel(), counts.sum(0).ravel()) for index in np.indices((3, 3)))
+    score = logistic_score(rows, **reads)
+    assert score == pytest.approx(matthews_corrcoef(truth, said), abs=1e-12) and 0.6 < score < 0.999
+
+
+def test_held_fold_is_not_learnt_from():
+    """Classes of fold 0 exchanged: its score turns bad, and the tiles of the other folds are not what decides that."""
+    rows, reads, _, targets = draw_tiles(spread=0.05)
+    assert logistic_score(rows, **reads) > 0.95
+    for n in np.flatnonzero(rows["fold"] == 0):
+        targets[n][3:] = (targets[n][3:] + 1) % 3
+    counts = logistic_counts(rows, **reads)[rows["fold"] == 0].sum(0)
+    counts[0, 0] -= 3 * 24 * 2
+    assert np.trace(counts) < 0.1 * counts.sum()
+
+
+def test_the_pixels_that_lack_a_band_do_not_spoil_the_fit():
+    rows, reads, tiles, _ = draw_tiles(spread=0.1)
+    assert logistic_score(rows, **reads) > 0.9
+    for tile in tiles:
+        tile[0][np.random.default_rng(1).random((24, 24)) < 0.002] = 1e9
+    assert logistic_score(rows, **reads) > 0.8
+
+
+def test_neighbours_do_not_count():
+    """Pixels of each tile in another order: the same score, so nothing but the pixel itself is looked at."""
+    rows, reads, tiles, targets = draw_tiles()
+    rng, before = np.random.default_rng(5), logistic_score(rows, **reads, pixels=10**6)
+    for n in range(len(tiles)):
+        order = rng.permutation(24 * 24)
+        tiles[n] = tiles[n].reshape(2, -1)[:, order].reshape(2, 24, 24)
+        targets[n] = targets[n].ravel()[order].reshape(24, 24)
+    assert logistic_score(rows, **reads, pixels=10**6) == pytest.approx(before, abs=0.003)
+
+
+def test_sample_is_of_the_size_asked_and_drawn_by_the_seed():
+    rows, reads, *_ = draw_tiles(spread=0.6)
+    few = [logistic_score(rows, **reads, pixels=60, seed=seed) for seed in (0, 0, 1)]
+    assert few[0] == few[1] != few[2]
+
+
+def test_one_class_in_training_and_a_tile_without_data_are_no_error():
+    rows, reads, tiles, targets = draw_tiles()
+    for target in targets:
+        target[:] = 1
+    tiles[2][:] = 0
+    targets[2][:] = 0
+    counts = logistic_counts(rows, **reads)
+    assert counts[2, 0, 0] == 24 * 24 and counts[0, 1, 1] == 24 * 21
+
+
+def test_constant_scores_nothing_and_folds_are_needed():
+    rows, reads, _, targets = draw_tiles()
+    everywhere = np.zeros(np.size(targets))
+    assert constant_score(rows) == matthews_corrcoef(np.ravel(targets), everywhere) == 0
+    for fold in (0, [-1, 0, 1, 0, 1, 0]):
+        with pytest.raises(InputError, match="two folds or more"):
+            logistic_score(rows.assign(fold=fold), **reads)
+        with pytest.raises(InputError, match="two folds or more"):
+            constant_score(rows.assign(fold=fold))

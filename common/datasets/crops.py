@@ -20,8 +20,9 @@ from common.errors import InputError
 IGNORED = 255  # value of a label pixel that is not valid
 CROP = 2_000  # the decision of common.datasets.draws that this file takes
 GOLDEN = (5**0.5 - 1) / 2
-SLACK = 0.015  # how far from the best attainable share a plan may be, so that it shows more windows,
+SLACK = 0.01  # how far from the best attainable share a plan may be, so that it shows more windows,
 SLACK_PART = 0.25  # and as a part of that share: a class of half a point may not vanish
+WALK_DEPTH = 10  # halvings of the order that draws step through
 MOST = 0.95  # share of draws that a boost asks for at most
 
 
@@ -77,7 +78,9 @@ def plan_crops(
     few over and over). InputError for a target, crop or boost that cannot be. Deterministic: counts are sums of
     integers, the same on any number of threads.
     """
-    stride = stride or max(crop // 4, 1)
+    stride = max(crop // 4, 1) if stride is None else stride
+    if stride < 1:
+        raise InputError(f"stride {stride}: give 1 or more pixels")
     wanted = _target_vector(target, classes)
     asked = _boosts(boost_classes or {}, boost_borders or {}, classes)
     jitters = sorted({stride, max(stride // 2, 1), 1}, reverse=True)
@@ -97,7 +100,7 @@ def plan_crops(
     near = None if wanted is None else (aim - room, aim + room)
     weight = spread_weights(counts[:, :k], start, near=near, held=held, wish=wish)
     boosts = _reached(asked, before, weight @ held, classes)
-    order = _walk(crops, counts[:, :k], weight)
+    order = _walk(counts[:, :k], weight)
     weight = weight[order] / weight[order].sum()
     total = weight @ counts[order, :k]
     return CropPlan(crops=crops[order], weight=weight, cumulative=np.cumsum(weight), crop=crop, jitter=jitter,
@@ -235,12 +238,17 @@ def _held(counts, what, pairs, k: int) -> np.ndarray:
     return (counts[:, columns] >= 1).astype(np.float64)
 
 
-def _walk(crops, counts, weight) -> np.ndarray:
-    """Order of the windows that keep all but a millionth of the weight: by the rarest class they hold, then its share,
-    so that neighbours along the plan are alike and evenly spaced draws see every kind."""
-    kept = np.flatnonzero(weight > 1e-6 / len(weight))
-    shares = counts[kept] / counts[kept].sum(axis=1, keepdims=True)
-    rarest_first = np.argsort(counts.sum(axis=0), kind="stable")
-    holds = shares[:, rarest_first] >= 0.02
-    rarest = rarest_first[holds.argmax(axis=1)]
-    return kept[np.lexsort((crops[kept, 0], shares[np.arange(len(kept)), rarest], rarest))]
+def _walk(counts, weight) -> np.ndarray:
+    """Order of the windows that keep all but a millionth of the weight, such that neighbours show alike counts (n, K):
+    halves of equal weight, split where the counts differ most, and so on. Evenly spaced draws then see every kind."""
+
+    def split(rows, depth: int) -> list[np.ndarray]:
+        if depth == 0 or len(rows) < 2:
+            return [rows]
+        spread = np.sqrt(np.cov(counts[rows].T, aweights=weight[rows], ddof=0).reshape(counts.shape[1], -1).diagonal())
+        rows = rows[np.argsort(counts[rows, spread.argmax()], kind="stable")]
+        mass = np.cumsum(weight[rows])
+        half = int(np.clip(np.searchsorted(mass, mass[-1] / 2) + 1, 1, len(rows) - 1))
+        return split(rows[:half], depth - 1) + split(rows[half:], depth - 1)
+
+    return np.concatenate(split(np.flatnonzero(weight > 1e-6 / len(weight)), WALK_DEPTH))

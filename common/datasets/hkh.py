@@ -173,7 +173,7 @@ def pick_channels(image: np.ndarray, path: Path, channels) -> np.ndarray:
     low, high = float(tile.min()), float(tile.max())
     for kind in (np.uint8, np.uint16, np.float16):
         limits = np.iinfo(kind) if np.issubdtype(kind, np.integer) else np.finfo(kind)
-        if limits.min <= low and high <= limits.max and np.array_equal(tile.astype(kind), tile):
+        if float(limits.min) <= low and high <= float(limits.max) and np.array_equal(tile.astype(kind), tile):
             return np.ascontiguousarray(tile.astype(kind))
     return np.ascontiguousarray(tile)
 

@@ -24,9 +24,10 @@ PYTHON = (3, 9)
 ARCHS = ("unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3plus", "pan")
 ENCODERS = ("resnet", "resnext", "se_resn", "vgg", "densenet", "dpn", "efficientnet-b", "mobilenet_v2", "inceptionv4",
             "xception", "timm-efficientnet-b", "timm-tf_efficientnet_lite", "timm-skresn", "mobileone_s0",
-            "mobileone_s1", "mobileone_s2", "mobileone_s3", "mit_b")  # fmt: skip
+            "mobileone_s1", "mobileone_s2", "mobileone_s3")  # fmt: skip
 TIMM = ("tu-resnet18", "tu-resnet34", "tu-resnet50", "tu-seresnet18", "tu-efficientnet_b", "tu-regnety_008",
-        "tu-hrnet_w18", "tu-mobilenetv3_small_100", "tu-resnest14d", "tu-tf_efficientnetv2_b0")  # fmt: skip
+        "tu-hrnet_w18", "tu-mobilenetv3_small_100", "tu-resnest14d", "tu-tf_efficientnetv2_b0",
+        "tu-resnetv2_50", "tu-maxvit_rmlp_pico_rw_256")  # fmt: skip
 TEMPLATE = "common.outputs.solution_template"
 # Checked when the model was made; what falls away at inference.
 STUBS = {
@@ -63,7 +64,7 @@ def check_platform(spec: dict) -> None:
     if arch not in ARCHS:
         raise InputError(f"--solution: arch {arch} is not known to work with smp 0.3.4; use {', '.join(ARCHS)}")
     if not encoder.startswith(ENCODERS + TIMM) or (encoder.startswith("tu-") and not encoder.startswith(TIMM)):
-        raise InputError(f"--solution: encoder {encoder} is not known to work with smp 0.3.4; resnet34 and mit_b0 do")
+        raise InputError(f"--solution: encoder {encoder} is not known to work with smp 0.3.4; resnet34 is")
     if scaling.get("texture"):
         raise InputError("--solution: texture bands need numba, which the platform lacks; train without --texture")
 

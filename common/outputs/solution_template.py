@@ -71,9 +71,9 @@ def read_band(path: Path) -> np.ndarray:
         if band is None:
             raise ValueError(f"{path}: cannot be read ({error})") from error
     band = np.asarray(band, np.float32)
-    band = band.reshape(band.shape[-2:]) if band.ndim == 3 and band.shape[0] == 1 else band
-    if band.ndim != 2 or not np.isfinite(band).all():
-        raise ValueError(f"{path}: not one band of finite pixels, but {band.shape}")
+    band = band[0] if band.ndim == 3 and len(band) == 1 else band
+    if band.ndim != 2:
+        raise ValueError(f"{path}: not one band, but {band.shape}")
     return band
 
 
@@ -85,6 +85,8 @@ def read_bands(key: str, files: dict[str, dict[str, Path]]) -> np.ndarray:
     bands = [read_band(files[name][key]) for name in files]
     if len({band.shape for band in bands}) > 1:
         raise ValueError(f"tile {key}: bands of different sizes {[band.shape for band in bands]}")
+    if not np.isfinite(bands).all():
+        raise ValueError(f"tile {key}: holds NaN or infinite pixels")
     return np.stack(bands)
 
 
@@ -134,12 +136,14 @@ def predict_tile(tile: np.ndarray, content: dict, models: list, device) -> np.nd
     return np.asarray(content["values"], np.uint8)[mask]
 
 
-def empty_mask(path: Path | None) -> np.ndarray:
-    """Background of the size of a tile that cannot be used, 512x512 where not even that can be read."""
-    try:
-        return np.zeros(read_band(path).shape, np.uint8)
-    except (TypeError, ValueError, OSError):
-        return np.zeros((512, 512), np.uint8)
+def empty_mask(key: str, files: dict[str, dict[str, Path]]) -> np.ndarray:
+    """Background of the size of the first band that can be read, 512x512 where none can."""
+    for found in files.values():
+        try:
+            return np.zeros(read_band(found[key]).shape, np.uint8)
+        except (KeyError, ValueError, OSError):
+            continue
+    return np.zeros((512, 512), np.uint8)
 
 
 def save_mask(folder: Path, source: Path, mask: np.ndarray) -> bool:
@@ -187,7 +191,7 @@ def maskgeration(imagepath, out_dir=None) -> dict[str, np.ndarray]:
             masks[key] = predict_tile(read_bands(key, files), content, models, device)
         except (ValueError, OSError) as error:
             print(f"{error}; its mask is background", file=sys.stderr)
-            masks[key] = empty_mask(source)
+            masks[key] = empty_mask(key, files)
         writable = writable and save_mask(folder, source, masks[key])
     print(f"{len(masks)} masks" + (f" in {folder}" if writable and masks else ""))
     return masks

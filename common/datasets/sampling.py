@@ -11,11 +11,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 class EpochBatches(Sampler):
     """Batches of (epoch, index) keys. Rank r of W takes every W-th row of each global batch, so that W processes see
-    the rows that one would see. A rank left without a row gets the batch's first as padding, marked by ~index."""
+    the rows that one would see. A rank left without a row gets the batch's first as padding: marked by ~index, so that
+    it has no weight in a loss, or, without `mark`, as it is: what is predicted twice must be the same both times."""
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool = True, rank: int = 0, world: int = 1):
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, shuffle: bool = True, rank: int = 0, world: int = 1, mark=True
+    ):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.epoch, self.mark = rank, world, 0, mark
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -30,7 +33,7 @@ class EpochBatches(Sampler):
             rows = order[start : start + self.batch_size]
             mine = rows[self.rank :: self.world]
             keys = [(self.epoch, int(row)) for row in mine]
-            yield keys or [(self.epoch, ~int(rows[0]))]
+            yield keys or [(self.epoch, ~int(rows[0]) if self.mark else int(rows[0]))]
 
 
 def as_padding(sample: dict) -> dict:

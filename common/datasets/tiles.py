@@ -39,6 +39,14 @@ def texture_maps(tile: np.ndarray, spec: dict) -> np.ndarray | None:
     return glcm(band, properties=tuple(texture["properties"]), **options)
 
 
+def open_slice(path: str) -> np.ndarray:
+    """An npy tile (C,H,W), read where it is looked at. InputError naming a file that holds none."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable npy tile ({error}); prepare the folder again") from error
+
+
 class TileStore:
     """The tiles of rows as arrays that can be read by window: npy files in the cache, or what is in memory.
 
@@ -55,7 +63,7 @@ class TileStore:
         """Raw bands (C,H,W); an npy slice is its own cache."""
         path = self.paths[index]
         if Path(path).suffix == ".npy":
-            return self.held("tile", index, lambda: np.load(path, mmap_mode="r"))
+            return self.held("tile", index, lambda: open_slice(path))
         return self.held("tile", index, lambda: self.stored("tile", index, {}, lambda: self.source.read_tile(path)))
 
     def texture(self, index: int) -> np.ndarray | None:

@@ -14,6 +14,7 @@ def make_loader(dataset, settings: dict, machine: Machine, *, shuffle: bool, col
         shuffle=shuffle,
         rank=machine.rank,
         world=machine.world,
+        mark=shuffle,  # a tile whose truth was taken away would be counted, and kept, as one without data
     )
     workers = settings["workers"] if workers is None else workers
     pin = machine.device.type == "cuda"

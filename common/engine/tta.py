@@ -38,9 +38,17 @@ def _turn(quarters: int) -> View:
 
 
 def _scale(factor: float) -> View:
-    """The input at another size; maps come back at the size before, bilinear both ways."""
+    """The input at another size; maps come back at the size before, bilinear both ways.
+
+    The size is given, not the factor: of a side that is no multiple of 4 a factor alone would lose the last pixels.
+    """
+
+    def forward(image):
+        size = [max(1, round(side * factor)) for side in image.shape[-2:]]
+        return interpolate(image, size=size, mode="bilinear", align_corners=False)
+
     return View(
-        lambda image: interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False),
+        forward,
         lambda output, size: interpolate(output, size=size, mode="bilinear", align_corners=False),
     )
 

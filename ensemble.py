@@ -130,6 +130,8 @@ def apply_saved(session) -> int:
     task.write_set(args.out, "pred", frame)
     final = task.apply_post(frame, blend["post"] if blend else None, session.settings)
     print(f"submission: {task.write(final, session.data, args.out)} (validated)")
+    for line in task.score_hidden(final, session.data):
+        print(line)
     return 0
 
 

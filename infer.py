@@ -188,6 +188,8 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
     if args.rows == "test":
         final = task.apply_post(frame, read_post(found, task), session.settings)
         print(f"submission: {task.write(final, session.data, out)} (validated)")
+        for line in task.score_hidden(final, session.data):
+            print(line)
     else:
         print(f"out-of-fold score {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
     for row in bad:

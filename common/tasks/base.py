@@ -90,6 +90,7 @@ class Task:
     fit_post: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame): learnt from out-of-fold predictions
     apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings)
     write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
+    score_hidden: Callable = lambda frame, data: []  # (final frame, data): lines on truth that a demo set hides
     exports: dict[str, Callable] = field(default_factory=dict)  # option of infer.py -> writer of the models
 
     # ensembles

@@ -14,10 +14,12 @@ from common.datasets import glacier_files as files
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.cache import inputs_hash
 from common.datasets.duplicates import hash_photos, near_duplicates
+from common.datasets.folds import FOLDS
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
 from common.metrics.pixel_baselines import constant_score, logistic_score
+from common.metrics.segmentation import class_table, confusion, mcc
 from common.outputs.segmentation_report import write_segmentation_report
 from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
 from common.post.mask_blend import BLENDS, apply_blend
@@ -30,7 +32,20 @@ VALUES = {2: (0, 255), 3: (0, 85, 170), 4: (0, 85, 170, 255)}  # of the classes 
 # From random weights on the real tiles: see recipes/glacier-scratch.yaml and LOG.md.
 DEFAULTS = {"weights": "none", "epochs": 60, "lr": 1e-3, "batch_size": 8, "ema_decay": 0.98, "encoder": "resnet34"}
 # For two cores and the drawn tiles: about half a minute a fold.
-DEMO_DEFAULTS = {}
+DEMO_DEFAULTS = {
+    "encoder": "tu-test_byobnet",
+    "decoder": [64, 48, 32, 24, 16],
+    "crop": 128,
+    "crops_per_epoch": 160,
+    "epochs": 15,
+    "lr": 3e-3,
+    "ema_decay": 0.97,
+    "sampler": "balanced",
+    "target_shares": [0.1, 0.35, 0.4, 0.15],
+    "augment": ["hflip=.5", "vflip=.5", "rot90=.75"],
+    "workers": 0,
+    "samples_every": 15,
+}
 # What the competition's organisers call good; mean IoU and the classes over pixels with data.
 GATES = {
     "minimum": {"mcc": 0.70},
@@ -86,6 +101,13 @@ def read_test(data: Path) -> pd.DataFrame:
     return files.read_rows(data, require_labels=False)[["id", "path"]]
 
 
+def make_folds(rows: pd.DataFrame, *, scheme: str, folds: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(fold, group) by a scheme of datasets/blocks.py; where rows bring few scenes, as many folds as there are."""
+    if folds is None and "group" in rows:
+        folds = min(FOLDS, rows["group"].nunique())
+    return blocks.make_folds(rows, scheme=scheme, folds=folds, seed=seed, outputs=outputs_of(rows))
+
+
 def files_of(path: str) -> list[Path]:
     """The five files of a tile, by its Band1 file; an npy slice alone."""
     path = Path(path)
@@ -125,6 +147,22 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
 def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.DataFrame:
     done = maps.apply_post(frame, post, settings)
     return done.assign(values=[VALUES[classes_of(path)] for path in frame["prob"]])
+
+
+def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
+    """How the masks of a demo set's test tiles compare with its hidden labels."""
+    hidden = files.child(Path(data), "hidden")
+    if hidden is None:
+        return []
+    paths = dict(zip(*read_test(data)[["id", "path"]].to_numpy().T, strict=True))
+    known = files.LABEL_MAPS[2]
+    counts = 0
+    for name, mask in zip(frame["id"], frame["mask"], strict=True):
+        target = files.read_label(hidden / Path(paths[name]).name, known)
+        counts = counts + confusion(target, mask, None, len(files.CLASSES))
+    table = class_table(counts, files.CLASSES)
+    found = ", ".join(f"{row['class']} {row['recall']:.3f}" for _, row in table.iterrows())
+    return [f"hidden truth of {len(frame)} test tiles: MCC {mcc(counts):.4f}; recall {found}"]
 
 
 def classes_of(path: str) -> int:
@@ -215,7 +253,7 @@ TASK = make_segmentation_task(
     make_demo=demo_glacier.make_demo,
     read_rows=read_rows,
     read_truth=maps.read_truth_folder(read_rows),
-    make_folds=lambda rows, **options: blocks.make_folds(rows, outputs=outputs_of(rows), **options),
+    make_folds=make_folds,
     describe_folds=lambda rows, fold, group: blocks.describe_folds(rows, fold, group, outputs=outputs_of(rows)),
     check_data=check_tiles,
     study_data=study_data,
@@ -225,6 +263,7 @@ TASK = make_segmentation_task(
     judge=partial(maps.judge, outputs_of=outputs_of),
     blend=apply_blend,
     compare=partial(maps.compare, outputs_of=outputs_of),
+    score_hidden=score_hidden,
     gates=GATES,
     baselines=baselines,
     report=report,

@@ -22,12 +22,9 @@ def open_rows(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Source,
 
 def target_shares(outputs: list[str], settings: dict) -> dict[str, float] | None:
     """{class: share} that the crops should show; None for uniform crops. InputError for a wrong number of shares."""
-    shares = settings["target_shares"]
     if settings["sampler"] == "uniform":
-        if shares:
-            raise InputError("--target-shares: only a balanced sampler has a target; give --sampler balanced")
         return None
-    shares = shares or [1 / len(outputs)] * len(outputs)
+    shares = settings["target_shares"] or [1 / len(outputs)] * len(outputs)
     if len(shares) != len(outputs):
         raise InputError(f"--target-shares: {len(shares)} shares for {len(outputs)} classes ({', '.join(outputs)})")
     return dict(zip(outputs, shares, strict=True))

@@ -95,7 +95,7 @@ def add_sampling_options(parser) -> None:
     crops.add_argument("--crops-per-epoch", type=int, default=0, help="0: as many as cover all tiles once")
     crops.add_argument("--sampler", choices=SAMPLERS, default="uniform",
                        help="balanced: the pixels shown meet --target-shares")  # fmt: skip
-    crops.add_argument("--target-shares", type=float, nargs="+", default=[], help="a share for every class, sum 1")
+    crops.add_argument("--target-shares", type=float, nargs="+", default=[], help="balanced: a share for every class")
     crops.add_argument("--boost", nargs="*", default=[], metavar="CLASS[-CLASS]=FACTOR",
                        help="at least FACTOR times as many crops that hold a class or a border of two")  # fmt: skip
     crops.add_argument("--augment", nargs="*", type=augmentation_type(TILE_AUGMENTATIONS, DEFAULT_TILE_PROBABILITIES),

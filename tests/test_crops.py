@@ -2,11 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linprog
 
 from common.datasets.crop_weights import GIVE, nearest_shares, spread_weights
 from common.datasets.crops import SLACK, draw_crop, plan_crops, shares_of
+from common.datasets.demo_glacier import make_demo
 from common.errors import InputError
 
 CLASSES = ("background", "glacier", "debris", "lake")
@@ -64,6 +66,15 @@ def least_deviation(counts, target, most=1.0):
     return done.fun
 
 
+def least_shortfalls(counts, target, largest):
+    """Least sum of shortfalls as parts of their targets, no deviation above `largest`: one programme again."""
+    shares, n = counts / counts.sum(axis=1, keepdims=True), len(counts)
+    none = np.zeros((4, 4))
+    rows = np.block([[shares.T, none], [-shares.T, none], [-shares.T, -np.eye(4)]])
+    limits = [*(target + largest), *(largest - target), *-target]
+    return linprog([*np.zeros(n), *(1 / target)], rows, limits, [[*np.ones(n), *np.zeros(4)]], [1]).fun
+
+
 @pytest.mark.parametrize("crop, stride", [(32, 8), (48, 12), (64, 16)])
 def test_attainable_is_the_optimum_over_all_windows(tiles, crop, stride):
     target, counts = np.array([*TARGET.values()]), counted(tiles, crop, stride)
@@ -74,6 +85,20 @@ def test_attainable_is_the_optimum_over_all_windows(tiles, crop, stride):
     assert found.attainable.sum() == pytest.approx(1)
     hull = least_deviation(counts, found.attainable)
     assert hull < 1e-6  # some weights on the windows show these very shares
+    short = (np.maximum(target - found.attainable, 0) / target).sum()
+    assert short == pytest.approx(least_shortfalls(counts, target, least + GIVE), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_optima_over_many_unlike_windows(seed):
+    """Shares that no few windows span: columns have to be added in both programmes."""
+    rng = np.random.default_rng(seed)
+    counts = rng.dirichlet([3, 1, 0.8, 0.02], size=1500) * rng.uniform(50, 100, (1500, 1))
+    counts, target = counts[counts[:, 2] < 0.3 * counts.sum(axis=1)], np.array([0.1, 0.35, 0.4, 0.15])
+    least, found = least_deviation(counts, target), nearest_shares(counts, target)
+    assert np.abs(found - target).max() <= least + GIVE + 1e-6
+    short = (np.maximum(target - found, 0) / target).sum()
+    assert short == pytest.approx(least_shortfalls(counts, target, least + GIVE), abs=1e-4)
 
 
 def test_a_limit_on_repeats_is_kept(tiles):
@@ -255,3 +280,22 @@ def test_nothing_to_draw_from_is_an_error():
         plan_crops([], classes=CLASSES, crop=32, target=None)
     with pytest.raises(InputError, match="no tile has a labelled pixel"):
         plan_crops([np.full((40, 40), 255, np.uint8)], classes=CLASSES, crop=32, target=None)
+
+
+@pytest.mark.soak
+def test_shares_on_the_demo_set(tmp_path):
+    """An epoch that covers the demo tiles once, or a few times, shows every class within 3 points of the attainable."""
+    make_demo(tmp_path)
+    classes = np.full(256, 255, np.uint8)
+    classes[[0, 85, 170, 255]] = range(4)
+    tiles = []
+    for path in sorted((tmp_path / "Train" / "label").glob("*.tif")):
+        bands = [next((tmp_path / "Train" / f"Band{k}").glob(f"*{path.stem[-5:]}.tif")) for k in range(1, 6)]
+        known = np.any([tifffile.imread(band).squeeze() != 0 for band in bands], axis=0)
+        tiles.append(np.where(known, classes[tifffile.imread(path).squeeze().astype(int)], 255).astype(np.uint8))
+    for crop in (64, 128):
+        plan = plan_crops(tiles, classes=CLASSES, crop=crop, target=TARGET)
+        assert np.abs(plan.attainable - [*TARGET.values()]).max() < 0.2
+        for seed, count in itertools.product(range(6), (len(tiles) * (256 // crop) ** 2, 500)):
+            shown = shares_of(plan, tiles, [draw_crop(plan, seed, 3, index) for index in range(count)])
+            assert np.abs(shown - plan.attainable).max() < 0.03

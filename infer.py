@@ -19,7 +19,7 @@ from common.engine.tta import check_views
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.session import begin, make_parser, pick_task, with_data_of
-from common.settings import peek
+from common.settings import peek, positive
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -38,7 +38,7 @@ def parser_of(task):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
-    machine.add_argument("--batch-size", type=int, help="rows a step (default: as in training)")
+    machine.add_argument("--batch-size", type=positive, help="rows a step (default: as in training)")
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=False, help="keep decoded images for the next call")
     task.add_arguments(parser, "infer")
@@ -90,9 +90,8 @@ def predict_run(session, run: Path, machine, rows):
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
     options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run)}
     if args.rows == "test":
-        models = [model for _, model, _ in loaded]
-        predicted = predict_rows(task, models, rows, spec, settings, machine, progress=run.name, **options)
-        frames, bad = [task.make_frame(predicted, spec)], bad_ids(predicted)
+        frame, bad = predict_test(task, loaded, rows, settings, machine, progress=run.name, **options)
+        frames = [frame]
     else:
         frames, bad = [], []
         dropped = task.dropped_ids(runs.run_settings(run))
@@ -106,6 +105,23 @@ def predict_run(session, run: Path, machine, rows):
     facts = {"run": run.name, "folds": [fold for fold, _, _ in loaded], "views": views, "task": task.name}
     facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": task.units}
     return task.concat(frames), facts, bad
+
+
+def predict_test(task, loaded, rows, settings, machine, *, folder: Path, **options):
+    """(frame, bad ids): the mean of all folds; in one pass where they read the rows alike, else fold by fold."""
+    specs = [content["spec"] for _, _, content in loaded]
+    if all(task.reads(spec) == task.reads(specs[0]) for spec in specs):
+        models = [model for _, model, _ in loaded]
+        predicted = predict_rows(task, models, rows, specs[0], settings, machine, folder=folder, **options)
+        return task.make_frame(predicted, specs[0]), bad_ids(predicted)
+    frames, bad = {}, []
+    with tempfile.TemporaryDirectory() as apart:
+        for (fold, model, _), spec in zip(loaded, specs, strict=True):
+            own = Path(apart) / fold
+            predicted = predict_rows(task, [model], rows, spec, settings, machine, folder=own, **options)
+            frames[fold] = task.make_frame(predicted, spec)
+            bad += bad_ids(predicted)
+        return task.mean_sets(frames, folder), bad
 
 
 def out_folder(args) -> Path:
@@ -124,13 +140,16 @@ def bad_ids(predicted: dict) -> list[str]:
 
 def read_post(found: list[Path], task):
     """post.json of one run; for several, what their mean's out-of-fold predictions teach. None: uncalibrated."""
-    if len(found) == 1 and (found[0] / "post.json").is_file():
-        return json.loads((found[0] / "post.json").read_text())
-    if len(found) > 1 and all((run / "post.json").is_file() for run in found):
+    paths = [run / "post.json" for run in found]
+    learnt = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    if len(found) == 1 and learnt and learnt[0]:
+        return learnt[0]
+    if len(found) > 1 and len(learnt) == len(found) and all(learnt):
         with tempfile.TemporaryDirectory() as folder:
             frame = task.mean_sets({run.name: task.read_run(run) for run in found}, Path(folder))
             return task.fit_post(task.truth_of(frame), frame)
-    print("uncalibrated: post.json is missing (not all folds are trained), nothing learnt is applied")
+    why = "empty" if learnt and not all(learnt) else "missing (not all folds are trained)"
+    print(f"uncalibrated: post.json is {why}, nothing learnt is applied")
     return None
 
 

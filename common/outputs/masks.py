@@ -119,14 +119,6 @@ def validate_masks(folder: str | Path, rows: pd.DataFrame, *, values: Sequence[i
     return len(wanted)
 
 
-def data_pixels(prob: np.ndarray) -> np.ndarray:
-    """bool (H,W): False where stored probabilities (K,H,W) are 1 for class 0 and 0 for all others.
-
-    So a pixel without data is stored; one with data of which the model is as sure as float16 can say counts with them.
-    """
-    return (prob[0] != 1) | (prob[1:] != 0).any(axis=0)
-
-
 def write_probs(path: str | Path, prob: np.ndarray, *, valid: np.ndarray | None = None, target=None) -> Path:
     """Write class probabilities (K,H,W) of one tile as float16 under the key "prob" of an npz, atomically.
 

@@ -20,7 +20,7 @@ from common.datasets.inputs import model_input
 from common.engine.tta import apply_view, invert_view
 from common.errors import InputError
 from common.models.segmenter import Segmenter
-from common.outputs.masks import data_pixels, geo_tags, write_mask
+from common.outputs.masks import geo_tags, write_mask
 from common.post.morphology import finish_mask
 
 MODEL_FILE = "model.pth"
@@ -132,7 +132,7 @@ def predict_tile(tile: np.ndarray, content: dict, models: list, device) -> np.nd
         probs.append(prob)
     prob = torch.stack(probs).mean(0).cpu().numpy()
     prob = np.where(valid, prob, np.eye(len(prob), 1)[:, :, None]).astype(np.float16).astype(np.float32)
-    mask = finish_mask(prob, data_pixels(prob), thresholds=content["thresholds"], **content["morphology"])
+    mask = finish_mask(prob, valid, thresholds=content["thresholds"], **content["morphology"])
     return np.asarray(content["values"], np.uint8)[mask]
 
 

@@ -23,7 +23,7 @@ from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, w
 from common.outputs.masks import validate_masks, write_masks
 from common.tasks.base import Task
 from common.tasks.segmentation_data import open_rows, open_training, prepare
-from common.tasks.segmentation_options import add_options
+from common.tasks.segmentation_options import add_options, parse_pair
 
 TURNS = ["identity", "hflip", "vflip", "rot90", "rot180", "rot270"]
 VIEWS = [*TURNS, "scale0.75", "scale1.25"]
@@ -140,7 +140,8 @@ class LossWithShares:
     def __call__(self, logits, batch: dict) -> dict:
         parts, valid = self.loss(logits, batch), batch["valid"]
         counts = [((batch["target"] == index) & valid).sum() for index in range(len(self.outputs))]
-        shown = all_sum(torch.stack([*counts, torch.full_like(counts[0], valid.numel())]).double())
+        crops = valid.flatten(1).any(1).sum()  # padding, of which nothing is valid, was not shown
+        shown = all_sum(torch.stack([*counts, (crops * valid[0].numel()).clamp_min(1)]).double())
         return parts | {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
 
 
@@ -149,7 +150,7 @@ def make_loss(spec: dict, settings: dict) -> LossWithShares:
     loss = build_loss(
         **{name: settings[name] for name in names},
         outputs=spec["outputs"],
-        border_pairs=[tuple(pair.split("-")) for pair in settings["border_pairs"]],
+        border_pairs=[parse_pair(pair, "--border-pairs") for pair in settings["border_pairs"]],
         tversky=tuple(settings["tversky"]),
         ramp={"boundary": (0.05, settings["ramp_epochs"])},
     )
@@ -171,8 +172,9 @@ def make_frame(predicted: dict, spec: dict, rows: pd.DataFrame | None = None) ->
         names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
         counts = pd.DataFrame(predicted["counts"][0].reshape(len(frame), -1), columns=names)
         frame = pd.concat([frame, counts], axis=1)
-    if predicted["folder"] is not None:
-        frame["prob"] = [str(Path(predicted["folder"]) / f"{name}.npz") for name in frame["id"]]
+    folder = predicted["keep"].folder if "keep" in predicted else predicted["folder"]  # none with --no-oof
+    if folder is not None:
+        frame["prob"] = [str(Path(folder) / f"{name}.npz") for name in frame["id"]]
     frame.attrs["shown"] = predicted["keep"].shown if "keep" in predicted else {}
     return frame
 
@@ -206,6 +208,9 @@ def say_epoch(record: dict) -> list[str]:
 def write(frame: pd.DataFrame, data: Path, folder: Path, *, read_test: Callable) -> Path:
     """masks/: one georeferenced uint8 GeoTIFF a tile, written and then validated."""
     rows, values = read_test(data), frame["values"].iloc[0]
+    for name, mask, nodata in zip(frame["id"], frame["mask"], frame["nodata"], strict=True):
+        if nodata == mask.size:
+            print(f"{name}: no data in any pixel; its mask is background everywhere")
     paths = rows.set_index("id")["path"]
     masks = zip(frame["id"], frame["mask"], paths.loc[frame["id"]], strict=True)
     write_masks(folder / "masks", masks, values=values)
@@ -265,6 +270,7 @@ def make_segmentation_task(
         "units": "probabilities",
         "bad_answer": "background everywhere",
         "to_pred": to_pred,
+        "reads": lambda spec: {name: spec[name] for name in ("bands", "scaling", "mean", "std")},
         "keep": keep_maps,
         "make_frame": make_frame,
         "score": partial(make_score, outputs_of=outputs_of),

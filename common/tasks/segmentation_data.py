@@ -11,7 +11,7 @@ from common.datasets.tiles import Source, TileDataset, TileStore, collate, init_
 from common.errors import InputError
 from common.tasks.augmentation import parse_augment
 from common.tasks.base import Prepared
-from common.tasks.segmentation_options import parse_factors
+from common.tasks.segmentation_options import parse_factors, parse_pair
 
 
 def open_rows(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Source, on_bad: str = "error") -> TileDataset:
@@ -38,12 +38,14 @@ def make_plan(store: TileStore, rows: pd.DataFrame, spec: dict, settings: dict) 
         crop=settings["crop"],
         target=target_shares(spec["outputs"], settings),
         boost_classes={name: factor for name, factor in boosts.items() if "-" not in name},
-        boost_borders={tuple(name.split("-")): factor for name, factor in boosts.items() if "-" in name},
+        boost_borders={parse_pair(name, "--boost"): factor for name, factor in boosts.items() if "-" in name},
     )
 
 
 def crops_of(rows: pd.DataFrame, store: TileStore, settings: dict) -> int:
     """Crops an epoch: as asked, or as many as cover the tiles once."""
+    if settings["crops_per_epoch"] < 0:
+        raise InputError(f"--crops-per-epoch {settings['crops_per_epoch']}: give a number of crops, or 0 for all tiles")
     if settings["crops_per_epoch"]:
         return settings["crops_per_epoch"]
     sides = (store.tile(index).shape[1:] for index in range(len(rows)))

@@ -28,6 +28,14 @@ def parse_factors(items: list[str], option: str) -> dict[str, float]:
     return factors
 
 
+def parse_pair(text: str, option: str) -> tuple[str, str]:
+    """`CLASS-CLASS` as a pair of names. InputError for anything else."""
+    names = tuple(text.split("-"))
+    if len(names) != 2 or not all(names):
+        raise InputError(f"{option} {text}: write two classes, like glacier-debris")
+    return names
+
+
 def parse_label_map(items: list[str]) -> dict[int, int] | None:
     """`raw=class` items as {raw value: class index}; None where there are none."""
     factors = parse_factors(items, "--label-map")

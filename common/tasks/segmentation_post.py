@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.datasets.folds import join_folds, read_folds
 from common.errors import InputError
 from common.metrics.gates import mask_scores
 from common.metrics.segmentation import counts_of
@@ -102,8 +103,14 @@ def compare(rows: pd.DataFrame, sets: dict, *, outputs_of: Callable) -> pd.DataF
 
 
 def read_truth_folder(read_rows: Callable) -> Callable:
-    """read_truth of a task whose truth is a folder of labels."""
-    return lambda folder: read_rows(Path(folder), {"label_map": [], "shuffle_images": False})
+    """read_truth of a task whose truth is a folder of labels: groups of its folds.csv, else each tile its own."""
+
+    def read(folder: Path) -> pd.DataFrame:
+        rows = read_rows(Path(folder), {"label_map": [], "shuffle_images": False})
+        path = Path(folder) / "folds.csv"
+        return join_folds(rows, read_folds(path), path) if path.is_file() else rows.assign(group=rows["id"])
+
+    return read
 
 
 def export_solution(folder: Path, models: list, post: dict | None, views: list[str], settings: dict) -> Path:

@@ -61,7 +61,8 @@ def main(argv=None):
             f"{path}: holds other folds, which runs may depend on; --force replaces them, --out keeps both"
         )
     write_folds(path, table, table["fold"], table["group"], task.target_columns(rows))
-    print(f"folds: {path} ({len(rows)} rows, {len(test)} test rows in fold -1, hash {folds_hash(path)[:12]})")
+    listed = len(table) - len(rows)
+    print(f"folds: {path} ({len(rows)} rows, {listed} test rows in fold -1, hash {folds_hash(path)[:12]})")
 
 
 def hold_out(rows, ids: list[str]):
@@ -76,7 +77,14 @@ def hold_out(rows, ids: list[str]):
 
 
 def with_test(rows, test, fold, group):
-    """One table of training rows and test rows, these in fold -1 and each its own group."""
+    """One table of training rows and test rows, these in fold -1 and each its own group.
+
+    Test rows that are named as training rows are (tiles of another region, numbered alike) cannot be in it.
+    """
+    named = test["id"].isin(rows["id"])
+    if named.any():
+        print(f"{named.sum()} test rows have the id of a training row and are not listed ({test['id'][named].iloc[0]})")
+    test = test[~named]
     return pd.concat([rows.assign(fold=fold, group=group), test.assign(fold=-1, group=test["id"])], ignore_index=True)
 
 

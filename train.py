@@ -24,7 +24,7 @@ from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.session import begin, make_parser, pick_task, with_data_of
-from common.settings import check_expected, peek, settings_hash
+from common.settings import check_expected, peek, positive, settings_hash
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -49,9 +49,9 @@ def parser_of(task):
     weights.add_argument("--weights", default="auto", help="of the backbone: auto, none (random) or a file or folder")
     weights.add_argument("--init", help="run or checkpoint of ours to start from: takes what fits")
     optimiser = parser.add_argument_group("optimisation")
-    optimiser.add_argument("--epochs", type=int, default=30, help="in all stages together")
-    optimiser.add_argument("--batch-size", type=int, default=8, help="rows a step, of all processes together")
-    optimiser.add_argument("--accumulate", type=int, default=1, help="batches an optimizer step")
+    optimiser.add_argument("--epochs", type=positive, default=30, help="in all stages together")
+    optimiser.add_argument("--batch-size", type=positive, default=8, help="rows a step, of all processes together")
+    optimiser.add_argument("--accumulate", type=positive, default=1, help="batches an optimizer step")
     optimiser.add_argument("--lr", type=float, default=2e-4, help="learning rate")
     optimiser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
     optimiser.add_argument("--warmup-epochs", type=float, default=1.0, help="linear, before the schedule")
@@ -68,7 +68,7 @@ def parser_of(task):
     machine.add_argument("--deterministic", action=FLAG, default=False, help="refuse operations that may not repeat")
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=True, help="decode and resize every image once")
-    machine.add_argument("--save-every", type=int, default=1, help="epochs from one last.pt to the next")
+    machine.add_argument("--save-every", type=positive, default=1, help="epochs from one last.pt to the next")
     machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
     machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
     task.add_arguments(parser, "train")

@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest not in ("help", "config", "debug")}
 
 
+def positive(text: str) -> int:
+    """argparse type of a count: a whole number of 1 or more."""
+    if not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
+    return int(text)
+
+
 def peek(argv: list[str], option: str, default=None):
     """The value of one option before the full parser exists (its last mention, as argparse has it)."""
     value = default

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -64,8 +65,9 @@ def claim_fold(folder: Path, settings: dict, *, ignore: set[str], resume: bool, 
         if not resume and (folder / "last.pt").exists():
             raise InputError(f"{folder}: was begun and not finished; --resume goes on, --force starts over")
     if force:
-        for name in ("finished.json", "last.pt", "best.pt", "log.jsonl", "oof.csv"):
+        for name in ("finished.json", "last.pt", "best.pt", "log.jsonl", "oof.csv", "oof_counts.csv"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "oof", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "args.yaml", {key: value for key, value in settings.items() if key not in THIS_CALL})
     return "resume" if resume else "new"

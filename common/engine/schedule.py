@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import InputError
+
 SCHEDULES = ("cosine", "plateau")
 
 
@@ -42,6 +44,9 @@ class Plateau:
     """
 
     def __init__(self, factor: float, patience: int):
+        if not 0 < factor < 1 or patience < 0:
+            given = f"--plateau-factor {factor} --plateau-patience {patience}"
+            raise InputError(f"{given}: give a factor between 0 and 1 and 0 epochs or more")
         self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="max", factor=factor, patience=patience

@@ -136,12 +136,14 @@ class Bundle:
                     raise RuntimeError(f"{name} is defined in {seen[name]} and in {module}: rename one of them")
 
 
-def bundle(template: Path, *, stubs: dict[str, str], left_out: dict[str, tuple[str, ...]], imports=(), patch="") -> str:
+def bundle(
+    template: Path, *, stubs: dict[str, str], left_out: dict[str, tuple[str, ...]], imports=(), first="", patch=""
+) -> str:
     """The text of `template` with what it imports from our package put in its place.
 
     stubs: {name: text} to stand for a definition that is then not followed; left_out: {class: methods it does without};
-    imports: further import lines; patch: text after the definitions, before the template's own. Annotations are not
-    evaluated in the result. RuntimeError where two modules define the same name.
+    imports: further import lines; first: text after them; patch: text after the definitions, before the template's own.
+    Annotations are not evaluated in the result. RuntimeError where two modules define the same name.
     """
     source, whole = read_source(template), Bundle(stubs, left_out)
     own = [*dict.fromkeys(source.nodes.values()), *source.rest]
@@ -154,6 +156,7 @@ def bundle(template: Path, *, stubs: dict[str, str], left_out: dict[str, tuple[s
     head = [f'"""{heading}"""', "from __future__ import annotations\n\n" + "\n".join(lines)]
     inlined = [part for module in whole.order for part in whole.text_of(module)]
     body = [segment(source, node, []) for node in sorted(own, key=lambda node: node.lineno)]
+    head += [first.strip("\n")] if first else []
     return join_parts([*head, *(stubs[name] for name in sorted(whole.stubbed)), *inlined, patch.strip("\n"), *body])
 
 

@@ -36,6 +36,8 @@ STUBS = {
     "set_drop_path": "def set_drop_path(*_):\n    pass",
 }
 LEFT_OUT = {"Segmenter": ("train", "freeze_backbone", "part_of", "param_groups", "image_weights")}
+# A loader may run the file without entering it among the modules, where dataclasses look it up.
+FIRST = "sys.modules.setdefault(__name__, type(sys)(__name__))"
 # Options of smp's classes that 0.3.4 lacks (dropout of a decoder), and a zip that Python 3.9 has not.
 PATCH = """
 ARCHS = {
@@ -52,7 +54,8 @@ def zip(*parts, strict=False):
 def solution_source() -> str:
     """The text of solution.py. RuntimeError where a definition cannot be copied, SyntaxError where 3.9 cannot read."""
     path = Path(importlib.util.find_spec(TEMPLATE).origin)
-    text = bundle(path, stubs=STUBS, left_out=LEFT_OUT, imports=("import builtins", "import inspect"), patch=PATCH)
+    imports = ("import builtins", "import inspect", "import sys")
+    text = bundle(path, stubs=STUBS, left_out=LEFT_OUT, imports=imports, first=FIRST, patch=PATCH)
     ast.parse(text, feature_version=PYTHON)
     return text
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.metrics.segmentation import mcc
-from common.outputs.masks import read_probs, write_probs
+from common.outputs.masks import read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
 from common.post.blend import FORMAT, ZERO
 from common.post.thresholds import checked_thresholds, fit_thresholds, sample_pixels, weighted_counts
@@ -225,7 +225,8 @@ def apply_blend(blend: dict, sets: Mapping[str, pd.DataFrame], folder: str | Pat
         if len({prob.shape for prob in probs}) > 1:
             sizes = ", ".join(f"{name} {prob.shape}" for name, prob in zip(frames, probs, strict=True))
             raise InputError(f"blend: tile {tile} is predicted at different sizes: {sizes}; predict the same rows")
-        paths.append(str(write_probs(Path(folder) / f"{tile}.npz", mix(probs, list(used.values())))))
+        valid = read_beside(first["prob"].iloc[index], "valid")
+        paths.append(str(write_probs(Path(folder) / f"{tile}.npz", mix(probs, list(used.values())), valid=valid)))
     kept = [name for name in ("id", "fold", "nodata") if name in first]
     return first[kept].assign(prob=paths)
 

@@ -254,6 +254,9 @@ def test_one_set_alone_is_given_back_and_sets_of_test_tiles_have_no_counts(tmp_p
     assert read_beside(mean["prob"][1], "valid").shape == SIZES[1]
     with pytest.raises(InputError, match="^b: holds counts only.*--no-oof"):
         mean_sets({"a": sets["a"], "b": frame_of(None)}, tmp_path / "mean")
+    for one, other in ((sets["a"], sets["b"].iloc[1:]), (sets["a"].iloc[1:], sets["b"])):
+        with pytest.raises(InputError, match="b: a and it do not both have t0; predict the same rows"):
+            mean_sets({"a": one, "b": other}, tmp_path / "mean")
 
 
 def test_counts_follow_the_maps(tmp_path):

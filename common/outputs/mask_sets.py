@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.segmentation import confusion
 from common.outputs.masks import read_beside, read_probs, write_probs
+from common.outputs.predictions import listed
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
 SHOWN = 6  # tiles whose masks stay in memory, for pictures
@@ -103,16 +104,22 @@ def recounted(frame: pd.DataFrame, classes: int) -> pd.DataFrame:
 
 
 def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
-    """The mean of sets over the same ids, its maps written to `folder`; one set alone is given back as it is."""
+    """The mean of sets over the same ids, its maps written to `folder`; one set alone is given back as it is.
+
+    InputError where the ids differ or a set has no maps.
+    """
     frames = list(sets.values())
     if len(frames) == 1:
         return frames[0]
     paths = {name: dict(zip(frame["id"], prob_paths(name, frame), strict=True)) for name, frame in sets.items()}
+    first = next(iter(paths))
+    for name, by_id in paths.items():
+        if unlike := sorted(set(by_id) ^ set(paths[first])):
+            raise InputError(f"{name}: {first} and it do not both have {listed(unlike)}; predict the same rows")
     mean, counted = frames[0].copy(), "n_0_0" in frames[0]
     for row, name in zip(range(len(mean)), mean["id"], strict=True):
         maps = [read_probs(by_id[name]) for by_id in paths.values()]
-        first = next(iter(paths.values()))[name]
-        beside = {key: read_beside(first, key) for key in ("valid", *(["target"] if counted else []))}
+        beside = {key: read_beside(paths[first][name], key) for key in ("valid", *(["target"] if counted else []))}
         write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), **beside)
         mean.loc[mean.index[row], "prob"] = str(Path(folder) / f"{name}.npz")
     return recounted(mean, round(sum(name.startswith("n_") for name in mean) ** 0.5)) if counted else mean

@@ -9,7 +9,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from common.errors import InputError
 from common.metrics.segmentation import confusion, count_row
-from common.outputs.masks import read_probs, write_probs
+from common.outputs.masks import read_beside, read_probs, write_probs
 from common.post.blend import load_blend, save_blend
 from common.post.mask_blend import apply_blend, fit_blend, fit_greedy, fit_weights, sample_sets, sound_members
 from common.post.mask_judge import bootstrap_difference, compare, fit_post, judge, parts_of
@@ -51,7 +51,7 @@ class World:
         for index, (one, fold) in enumerate(zip(self.rows["id"], self.rows["fold"], strict=True)):
             truth = self.target[self.rows["id"][(index + shift) % 8]]
             prob = softmax(1.2 * (blobs(rng, 3, tilt, 1.0) * noise + 2 * np.eye(3)[truth].transpose(2, 0, 1)))
-            path = write_probs(self.folder / name / f"{one}.npz", prob)
+            path = write_probs(self.folder / name / f"{one}.npz", prob, valid=self.valid[one])
             counts = confusion(self.target[one], read_probs(path).argmax(0), self.valid[one], 3)
             nodata = (~self.valid[one]).sum()
             lines.append({"id": one, "fold": fold, **count_row(counts, nodata), "prob": str(path)})
@@ -243,6 +243,7 @@ def test_blend_is_saved_and_applied(world, judgement, tmp_path):
         mask = finish_mask(read_probs(path), world.valid[one], **blend["post"])
         assert (mask != world.mask(one, blend["weights"], blend["post"])).mean() < 0.005  # float16 on the way
         assert path == str(tmp_path / "prob" / f"{one}.npz")
+        np.testing.assert_array_equal(read_beside(path, "valid"), world.valid[one])
     apply_blend(blend, {name: test[name] for name in ("good", "fair")}, tmp_path / "without")
     with pytest.raises(InputError, match="lacks members: good"):
         apply_blend(blend, {"fair": test["fair"]}, tmp_path)

@@ -77,7 +77,7 @@ class Task:
     units: str  # of the predictions, for people
     bad_answer: str  # what an unreadable image gets instead of a prediction, for people
     to_pred: Callable  # (model, outputs) -> {"pred": tensor, …}
-    reads: Callable[[dict], dict] = lambda spec: {}  # what of a spec, and so perhaps of a fold, decides how rows are read
+    reads: Callable[[dict], dict] = lambda spec: {}  # what of a spec decides how rows are read
     keep: Callable = lambda spec, settings, folder: None  # engine.predict's `keep`, for predictions that are maps
     make_frame: Callable[..., pd.DataFrame]  # (engine.predict's answer, spec, rows with truth or None): a line per id
     score: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame) -> {"score": …}

@@ -19,6 +19,7 @@ from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
 from common.engine.runs import locked
+from common.metrics.gates import check_gates
 from common.metrics.pixel_baselines import constant_score, logistic_score
 from common.metrics.segmentation import class_table, confusion, mcc
 from common.outputs.segmentation_report import write_segmentation_report
@@ -215,6 +216,8 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
         bands=BANDS,
         settings=settings,
         shown=maps.shown_shares(members[0]),
+        gates=check_gates(judgement["metrics"], GATES[settings.get("gates") or "target"]),
+        findings=check_tiles(rows) if set(outputs_of(judgement["honest"])) <= set(rows) else None,
     )
 
 
@@ -269,6 +272,6 @@ TASK = make_segmentation_task(
     gates=GATES,
     baselines=baselines,
     report=report,
-    exports={"solution": maps.export_solution},
+    exports={"solution": partial(maps.export_solution, values=VALUES)},
     draw={"sheet": sheet, "samples": samples},
 )

@@ -113,13 +113,20 @@ def read_truth_folder(read_rows: Callable) -> Callable:
     return read
 
 
-def export_solution(folder: Path, models: list, post: dict | None, views: list[str], settings: dict) -> Path:
-    """solution.py and model.pth of [(model, spec)] in `folder`, post-processed as infer.py would."""
+def export_solution(folder: Path, models: list, post, views: list[str], settings: dict, *, values: dict) -> Path:
+    """solution.py and model.pth of [(model, spec)] in `folder`, post-processed as infer.py would.
+
+    values: {number of classes: the raw value of each in a mask}.
+    """
     classes = len(models[0][1]["outputs"])
-    checkpoints = [(spec, model.state_dict()) for model, spec in models]
-    thresholds = chosen_thresholds(settings, post or None, classes)
-    morphology = morphology_of(settings, classes)
-    facts = write_solution(folder, checkpoints, thresholds=thresholds, morphology=morphology, views=views)
+    facts = write_solution(
+        folder,
+        [(spec, model.state_dict()) for model, spec in models],
+        thresholds=chosen_thresholds(settings, post or None, classes),
+        morphology=morphology_of(settings, classes),
+        views=views,
+        values=values[classes],
+    )
     size = f"{facts['bytes'] / 1e6:.0f} MB, {'float16' if facts['half'] else 'float32'}"
     print(f"solution of {facts['folds']} models, {size}")
     return folder

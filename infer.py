@@ -6,6 +6,7 @@ python infer.py --runs runs/biomass-2x2-s42 --data DIR --rows oof     # gives th
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -114,14 +115,17 @@ def predict_test(task, loaded, rows, settings, machine, *, folder: Path, **optio
         models = [model for _, model, _ in loaded]
         predicted = predict_rows(task, models, rows, specs[0], settings, machine, folder=folder, **options)
         return task.make_frame(predicted, specs[0]), bad_ids(predicted)
-    frames, bad = {}, []
-    with tempfile.TemporaryDirectory() as apart:
-        for (fold, model, _), spec in zip(loaded, specs, strict=True):
-            own = Path(apart) / fold
-            predicted = predict_rows(task, [model], rows, spec, settings, machine, folder=own, **options)
-            frames[fold] = task.make_frame(predicted, spec)
-            bad += bad_ids(predicted)
-        return task.mean_sets(frames, folder), bad
+    frames, bad, apart = {}, [], folder.with_name(f"{folder.name}-folds")
+    for (fold, model, _), spec in zip(loaded, specs, strict=True):
+        predicted = predict_rows(task, [model], rows, spec, settings, machine, folder=apart / fold, **options)
+        frames[fold] = task.make_frame(predicted, spec)
+        bad += bad_ids(predicted)
+    devices.barrier()  # every process has written its maps
+    if not machine.main:
+        return frames[fold], bad
+    mean = task.mean_sets(frames, folder)
+    shutil.rmtree(apart, ignore_errors=True)
+    return mean, bad
 
 
 def out_folder(args) -> Path:

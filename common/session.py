@@ -41,9 +41,14 @@ def make_parser(script: str, task: Task, tasks: dict[str, Task], description: st
     parser = Parser(prog=f"{script}.py", description=description)
     where = parser.add_argument_group("task and data")
     where.add_argument("--task", choices=list(tasks), default=task.name, help="the competition")
-    where.add_argument("--data", type=Path, help="its folder, or demo; else a Kaggle mount, data/<slug>/, demo")
+    where.add_argument("--data", type=Path, help="its folder, demo, or demo/PART; else a Kaggle mount, data/<slug>/, demo")
     where.add_argument("--cache", type=Path, default=CACHE, help="folder for what is computed once")
     return parser
+
+
+def is_demo(data: Path) -> bool:
+    """Whether --data means the built-in set (demo) or a part of it (demo/…) and no folder of that name."""
+    return data == Path("demo") or (data.parts[:1] == ("demo",) and not data.exists())
 
 
 def demo_folder(task: Task, cache: Path) -> Path:
@@ -53,15 +58,18 @@ def demo_folder(task: Task, cache: Path) -> Path:
 def demo_facts(source: Source) -> dict:
     """What the demo set knows of itself (best reachable score, hidden truth); empty for real data."""
     path = source.path / "demo.json"
-    return json.loads(path.read_text()) if source.kind == "demo" or path.is_file() else {}
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -> Source:
     """The data folder of a call: none where it reads no data, the demo set where `data` is demo, else find_data's."""
     if split is None:
         return Source(Path("."), "none")
-    if data == Path("demo"):
-        return Source(demo_folder(task, cache), "demo")
+    if data is not None and is_demo(data):
+        inside = demo_folder(task, cache).joinpath(*data.parts[1:])
+        if not inside.is_dir():
+            raise InputError(f"--data {data}: the demo set has no such part; give --data demo")
+        return Source(inside, "demo")
     return find_data(task.slug, task.markers[split], data, lambda: demo_folder(task, cache))
 
 
@@ -72,7 +80,7 @@ def with_data_of(argv: list[str], known: dict) -> list[str]:
     """
     if peek(argv, "--data") is not None or not known.get("data"):
         return argv
-    if known["data"] == "demo" or Path(known["data"]).is_dir():
+    if is_demo(Path(known["data"])) or Path(known["data"]).is_dir():
         return [*argv, "--data", known["data"]]
     if on_kaggle():
         return argv
@@ -98,7 +106,7 @@ def begin(
         defaults.append(("[demo defaults]", task.demo_defaults))
     args = parse_settings(parser, argv, [*defaults, *layers])
     if not quiet and split is not None:
-        why = "as asked," if data == "demo" else "no data given or found, so this is"
+        why = "as asked," if data else "no data given or found, so this is"
         note = f"DEMO DATA: {why} the built-in demo set ({source.path})"
         print(note if source.kind == "demo" else f"data: {source.path} ({source.kind})")
     return Session(task, source, args, plain_settings(args))

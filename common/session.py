@@ -41,7 +41,7 @@ def make_parser(script: str, task: Task, tasks: dict[str, Task], description: st
     parser = Parser(prog=f"{script}.py", description=description)
     where = parser.add_argument_group("task and data")
     where.add_argument("--task", choices=list(tasks), default=task.name, help="the competition")
-    where.add_argument("--data", type=Path, help="its folder, demo, or demo/PART; else a Kaggle mount, data/<slug>/, demo")
+    where.add_argument("--data", type=Path, help="its folder, demo or demo/PART; else a mount, data/<slug>/, demo")
     where.add_argument("--cache", type=Path, default=CACHE, help="folder for what is computed once")
     return parser
 

@@ -71,3 +71,32 @@ def small_disk(tmp_path) -> Path:
 @pytest.fixture
 def glacier_data() -> Path:
     return real_data("glacier")
+
+
+@pytest.fixture(scope="session")
+def tiles_home(tmp_path_factory) -> Path:
+    """A working folder: data/ with 9 small glacier tiles and two folds, and runs/one and runs/two trained on both.
+
+    To be read only; a test that writes takes `tiles_copy`.
+    """
+    import tiny_tiles
+
+    home = tmp_path_factory.mktemp("tiles")
+    tiny_tiles.make_tiles(home / "data", tiles=9)
+    tiny_tiles.call(home, "make_folds", "--task", "glacier", "--data", "data", "--folds", "2")
+    for run, seed in (("one", "42"), ("two", "7")):
+        tiny_tiles.train(home, "--seed", seed, "--epochs", "4", "--lr", "1e-2", run=run)
+    return home
+
+
+@pytest.fixture
+def tiles_copy(tiles_home, tmp_path) -> Path:
+    """The working folder of `tiles_home` for one test to change."""
+    return shutil.copytree(tiles_home, tmp_path / "home")
+
+
+@pytest.fixture
+def tiles_empty(tiles_home, tmp_path) -> Path:
+    """A working folder with the same data/ and folds, and no run."""
+    shutil.copytree(tiles_home / "data", tmp_path / "home" / "data")
+    return tmp_path / "home"

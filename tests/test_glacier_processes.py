@@ -1,6 +1,7 @@
 """Two processes end with what one ends with on tiles: sums of Dice and MCC, the sampler's shares, validation, maps."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from common.engine.device import seed_everything
 from common.tasks import TASKS
 
 # 9 crops and 5 validation tiles in batches of 4: the last of either has one, so that the second process gets padding
-PLAIN = (*tiny_tiles.SMALL, "--data", "data", "--fold", "0", "--amp", "off", "--augment", "--crops-per-epoch", "9",
+PLAIN = (*tiny_tiles.SMALL, "--data", "data", "--fold", "1", "--amp", "off", "--augment", "--crops-per-epoch", "9",
          "--epochs", "2", "--warmup-epochs", "0")  # fmt: skip
 SHARES = ("--sampler", "balanced", "--target-shares", ".3", ".3", ".3", ".1")
 RUNS = {
@@ -44,14 +45,15 @@ def home(tiles_home, tmp_path_factory) -> Path:
     (home / "runs.json").write_text(json.dumps([arguments(name, f"{name}-two") for name in RUNS]))
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
              "--master-port", str(free_port()), tiny_tiles.__file__, "runs.json"]  # fmt: skip
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=600)
+    env = os.environ | {"PYTHONPATH": str(Path(tiny_tiles.__file__).parent.parent)}
+    done = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "2 processes" in done.stdout and "batch norm: statistics per process" not in done.stdout
     return home
 
 
 def both(home: Path, name: str) -> list[Path]:
-    return [home / "runs" / f"{name}-{count}" / "fold0" for count in ("one", "two")]
+    return [home / "runs" / f"{name}-{count}" / "fold1" for count in ("one", "two")]
 
 
 @pytest.mark.parametrize("name", RUNS)

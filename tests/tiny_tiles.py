@@ -135,8 +135,7 @@ def patch_models(replace=setattr) -> None:
     replace(segmenter, "build_net", lambda *words: without_batch_norm(build(*words)))
 
 
-def main():
-    sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+def main():  # the repository is on PYTHONPATH
     import train
     from common.engine import device as devices
 

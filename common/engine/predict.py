@@ -1,5 +1,7 @@
 """The one forward path: validation inside training and inference alike."""
 
+from itertools import chain, groupby
+
 import torch
 from tqdm import tqdm
 
@@ -51,6 +53,27 @@ def mean_over_views(models: list, groups: list, image: torch.Tensor, views: list
     return {key: torch.stack([by_model[i] for i in range(len(models))]) / len(views) for key, by_model in sums.items()}
 
 
+def of_one_size(batch: dict):
+    """The batch or, where its maps differ in size, its runs of one size without the padding that made them alike.
+
+    What is predicted of a tile then does not depend on its neighbours in a batch.
+    """
+    sizes = batch.get("size", [])
+    if len(set(sizes)) < 2:
+        yield batch
+        return
+    for (height, width), run in groupby(range(len(sizes)), key=sizes.__getitem__):
+        chosen = list(run)
+        part = dict(batch)
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                value = value[chosen]
+                part[key] = value[..., :height, :width] if value.ndim > 2 else value
+            elif isinstance(value, list):
+                part[key] = [value[index] for index in chosen]
+        yield part
+
+
 @torch.inference_mode()
 def predict(models, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "", keep=None) -> dict:
     """Predictions of every model over a loader, averaged over the views in the units that `to_pred` returns.
@@ -65,7 +88,8 @@ def predict(models, loader, *, views: list[str], device, to_pred, amp=None, prog
         model.eval().to(device)
     groups = group_shared(models)
     ids, bad, parts = [], [], {}
-    for batch in tqdm(loader, desc=progress, disable=None if progress else True, leave=False):
+    bar = tqdm(loader, desc=progress, disable=None if progress else True, leave=False)
+    for batch in chain.from_iterable(map(of_one_size, bar)):
         image = to_device({"image": batch["image"]}, device)["image"]
         seen = mean_over_views(models, groups, image, views, to_pred, device, amp)
         for key, value in (keep(batch, seen) if keep else seen).items():

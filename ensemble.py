@@ -109,13 +109,19 @@ def name_sets(task, paths: list[Path]) -> dict:
     return {name: task.read_set(path) for name, path in zip(names, paths, strict=True)}
 
 
+def facts_of(folder: Path) -> dict:
+    """What infer.py wrote beside a set: {"runs": [{"run", "task", …}]}; strangers' sets have no such file."""
+    path = folder / "spec.json"
+    return json.loads(path.read_text()) if path.is_file() else {"runs": [{}]}
+
+
 def apply_saved(session) -> int:
     """Blend test predictions, post-process, write what is handed in."""
     task, args = session.task, session.args
     sets = {}
     for folder in args.preds:
-        spec = json.loads((folder / "spec.json").read_text()) if (folder / "spec.json").is_file() else {"runs": []}
-        name = spec["runs"][0]["run"] if len(spec["runs"]) == 1 else folder.name
+        made = facts_of(folder)["runs"]
+        name = made[0]["run"] if len(made) == 1 and made[0] else folder.name
         if name in sets:
             raise InputError(f"--preds {folder}: a second set of run {name}; give each run once")
         sets[name] = task.read_set(folder)
@@ -199,6 +205,8 @@ def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     first = peek(argv, "--runs")
     known = runs.run_settings(runs.find_run(Path(first))) if first else {}
+    if preds := peek(argv, "--preds"):
+        known = {"task": facts_of(Path(preds))["runs"][0].get("task")}
     task = pick_task(TASKS, argv, known.get("task"))
     argv = with_data_of(argv, known)
     split = "train" if first else "test" if peek(argv, "--preds") else None

@@ -282,6 +282,16 @@ def test_nothing_to_draw_from_is_an_error():
         plan_crops([np.full((40, 40), 255, np.uint8)], classes=CLASSES, crop=32, target=None)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_expected_shares_keep_to_what_was_aimed_at(seed):
+    """Also where one class is hard to come by: the optimiser of the weights must not stop before it is there."""
+    tiles = drawn_tiles(9, seed=seed, side=96)
+    for shares in ((0.40, 0.30, 0.25, 0.05), (0.55, 0.27, 0.14, 0.04), (0.10, 0.35, 0.40, 0.15)):
+        plan = plan_crops(tiles, classes=CLASSES, crop=48, target=dict(zip(CLASSES, shares, strict=True)))
+        assert np.abs(plan.expected - plan.aim).max() < SLACK + 1e-4
+        assert plan.expected[3] > 0.7 * plan.aim[3]
+
+
 @pytest.mark.soak
 def test_shares_on_the_demo_set(tmp_path):
     """An epoch that covers the demo tiles once, or a few times, shows every class within 3 points of the attainable."""

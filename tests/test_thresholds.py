@@ -11,7 +11,6 @@ from common.post.thresholds import (
     fit_thresholds,
     moved_scores,
     sample_pixels,
-    thresholds_without,
     weighted_counts,
 )
 
@@ -107,18 +106,6 @@ def test_weighted_counts_equal_scikit_learns():
     weight = np.random.default_rng(1).uniform(0.5, 3, len(target))
     expected = confusion_matrix(target, prob.argmax(1), sample_weight=weight)
     np.testing.assert_allclose(weighted_counts(target, prob.argmax(1), weight, 3), expected)
-
-
-def test_a_part_has_no_say_in_its_own_thresholds():
-    prob, target = pixels(2, n=3000)
-    parts, weight, background = np.arange(3000) % 3, np.ones(3000), np.array([100.0, 200.0, 300.0])
-    before = thresholds_without(prob, target, weight, parts, background)
-    assert before[2] == fit_thresholds(prob[parts != 2], target[parts != 2], background=300)
-    spoilt = np.where(parts == 1, 1 - target, target)
-    after = thresholds_without(prob, spoilt, weight, parts, background * [1, 50, 1])
-    assert after[1] == before[1] and after[0] != before[0]
-    with pytest.raises(InputError, match="at least 2 groups"):
-        thresholds_without(prob, target, weight, parts * 0, background[:1])
 
 
 @pytest.mark.parametrize("bad", [[0.5], [0.5, 0.0], [0.5, float("nan")], ["a", 1], None])

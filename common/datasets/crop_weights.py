@@ -4,6 +4,8 @@ import numpy as np
 from scipy.optimize import linprog, minimize
 
 GIVE = 0.01  # how much more than the least possible deviation the best attainable shares may have, for rare classes
+RESTARTS = 30
+PRECISE = {"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 30}
 PRESSURE = 12.0  # largest multiplier of a boost: where it and the target disagree, the target wins
 
 
@@ -54,7 +56,9 @@ def spread_weights(counts, start, *, near, held, wish) -> np.ndarray:
     rows = [wish - held]
     if near is not None:
         below, above = np.outer(labelled, near[0]), np.outer(labelled, near[1])
-        rows += [(counts - above) / labelled.max(), (below - counts) / labelled.max()]
+        # in parts of each class's own share: the multiplier of a rare class is then as large as any other
+        scale = labelled.max() * np.maximum(near[1], 1e-6)
+        rows += [(counts - above) / scale, (below - counts) / scale]
     rows = np.concatenate(rows, axis=1)
     bounds = [(0, PRESSURE if j < held.shape[1] else None) for j in range(rows.shape[1])]
 
@@ -70,7 +74,12 @@ def spread_weights(counts, start, *, near, held, wish) -> np.ndarray:
 
     if not rows.shape[1]:
         return start
-    done = minimize(dual, np.zeros(rows.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B",
-                    options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 30})  # fmt: skip
-    weight, _ = weights(done.x)
+    multiplier = np.zeros(rows.shape[1])
+    for _ in range(RESTARTS):  # a line search may give up where the dual is flat; a fresh start goes on
+        done = minimize(dual, multiplier, jac=True, bounds=bounds, method="L-BFGS-B", options=PRECISE)
+        still = np.abs(done.x - multiplier).max() <= 1e-6 * (1 + np.abs(done.x).max())
+        multiplier = done.x
+        if still or "PROJECTED GRADIENT" in str(done.message):
+            break
+    weight, _ = weights(multiplier)
     return weight / weight.sum()

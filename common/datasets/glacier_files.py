@@ -231,15 +231,6 @@ def class_shares(rows: pd.DataFrame, known: dict, outputs: tuple[str, ...]) -> p
     return rows.assign(**dict(zip(outputs, np.array(shares).T, strict=True)))
 
 
-def empty_tiles(rows: pd.DataFrame) -> list[str]:
-    """A line for each tile without any data, whose mask will be background; InputError as of `read_tile`."""
-    lines = []
-    for path in rows["path"]:
-        if not valid_pixels(read_tile(path)).any():
-            lines.append(f"{path}: 0 in all pixels of all bands; its mask is background")
-    return lines
-
-
 def profile_of(path: str | Path) -> dict:
     """{"width", "height", "crs", "transform"} of a tile, for rasterio; crs None where the file has no georeference."""
     path = Path(path)

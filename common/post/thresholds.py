@@ -115,19 +115,3 @@ def fit_thresholds(prob, target, weight=None, *, background: float = 0.0) -> lis
     rooted = np.sqrt(np.maximum(share / share.sum(), 1e-4))
     found = [climb(prob, target, weight, start, background) for start in (equal, rooted / rooted.sum())]
     return max(found, key=lambda answer: answer[0])[1].tolist()
-
-
-def thresholds_without(prob, target, weight, parts, background) -> list[list[float]]:
-    """For every part p the thresholds fitted on the pixels of all other parts: the honest form.
-
-    parts: (n,) int, 0 to P-1; background: (P,) no-data pixels of every part. Other arguments as fit_thresholds.
-    """
-    background = np.asarray(background, np.float64)
-    if len(background) < 2:
-        raise InputError("honest score: needs at least 2 groups of tiles; name another column (--group)")
-    answer = []
-    for part in range(len(background)):
-        keep = np.asarray(parts) != part
-        rest = float(background.sum() - background[part])
-        answer.append(fit_thresholds(prob[keep], target[keep], weight[keep], background=rest))
-    return answer

@@ -43,7 +43,7 @@ DEMO_DEFAULTS = {
     "lr": 3e-3,
     "ema_decay": 0.97,
     "sampler": "balanced",
-    "target_shares": [0.4, 0.3, 0.25, 0.05],
+    "target_shares": [0.55, 0.27, 0.14, 0.04],
     "augment": ["hflip=.5", "vflip=.5", "rot90=.75"],
     "workers": 0,
     "samples_every": 18,
@@ -90,7 +90,7 @@ def read_rows(data: Path, settings: dict) -> pd.DataFrame:
     rows = files.read_rows(prepared(Path(data), settings.get("cache", "cache")))
     known = files.label_map(rows["label"], parse_label_map(settings["label_map"]))
     rows = files.class_shares(rows, known, files.outputs_of(known))
-    if settings["shuffle_images"]:
+    if settings.get("shuffle_images"):
         rows["label"] = np.random.default_rng(0).permutation(rows["label"].to_numpy())
         print("SHUFFLED: labels were exchanged between tiles at random; the score must be a constant's")
     return rows

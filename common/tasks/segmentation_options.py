@@ -49,8 +49,6 @@ def add_data_options(parser) -> None:
     data = parser.add_argument_group("tiles")
     data.add_argument("--label-map", nargs="+", default=[], metavar="RAW=CLASS",
                       help="class of every raw label value (default: by the values of the whole set)")  # fmt: skip
-    data.add_argument("--shuffle-images", action=FLAG, default=False,
-                      help="exchange labels between tiles at random: the score must fall to a constant's")  # fmt: skip
 
 
 def add_input_options(parser, bands: tuple[str, ...]) -> None:
@@ -110,6 +108,8 @@ def add_sampling_options(parser) -> None:
                        metavar="NAME[=P[:STRENGTH]]",
                        default=[f"{name}={p}" for name, p in DEFAULT_TILE_PROBABILITIES.items()],
                        help=f"names: {', '.join(TILE_AUGMENTATIONS)}")  # fmt: skip
+    crops.add_argument("--shuffle-images", action=FLAG, default=False,
+                       help="exchange labels between tiles at random: the score must fall to a constant's")  # fmt: skip
     crops.add_argument("--oof", action=FLAG, default=True, help="keep out-of-fold maps (off: their counts only)")
 
 

@@ -106,7 +106,7 @@ def read_truth_folder(read_rows: Callable) -> Callable:
     """read_truth of a task whose truth is a folder of labels: groups of its folds.csv, else each tile its own."""
 
     def read(folder: Path) -> pd.DataFrame:
-        rows = read_rows(Path(folder), {"label_map": [], "shuffle_images": False})
+        rows = read_rows(Path(folder), {"label_map": []})
         path = Path(folder) / "folds.csv"
         return join_folds(rows, read_folds(path), path) if path.is_file() else rows.assign(group=rows["id"])
 

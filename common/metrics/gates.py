@@ -8,6 +8,8 @@ import pandas as pd
 from common.errors import InputError
 from common.metrics.segmentation import class_table, mcc, mean_iou
 
+MEASURES = ("iou", "precision", "recall", "f1", "mcc")  # of every class
+
 
 def mask_scores(counts, outputs: Sequence[str]) -> dict[str, float]:
     """What gates may name, from counts (K, K): mcc, mean_iou, least_iou and <measure>_<class> of every class.
@@ -16,7 +18,7 @@ def mask_scores(counts, outputs: Sequence[str]) -> dict[str, float]:
     """
     table = class_table(counts, outputs).set_index("class")
     scores = {"mcc": mcc(counts), "mean_iou": mean_iou(counts), "least_iou": float(table["iou"].min(skipna=False))}
-    for measure in ("iou", "precision", "recall", "f1", "mcc"):
+    for measure in MEASURES:
         scores |= {f"{measure}_{name}": float(table.loc[name, measure]) for name in outputs}
     return scores
 

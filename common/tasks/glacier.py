@@ -265,7 +265,7 @@ TASK = make_segmentation_task(
     fit_post=partial(maps.fit_post, outputs_of=outputs_of),
     apply_post=apply_post,
     blends=("greedy", *sorted(set(BLENDS) - {"greedy"})),
-    judge=partial(maps.judge, outputs_of=outputs_of),
+    judge=partial(maps.judge, outputs_of=outputs_of, classes=files.CLASSES),
     blend=apply_blend,
     compare=partial(maps.compare, outputs_of=outputs_of),
     score_hidden=score_hidden,

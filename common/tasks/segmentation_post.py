@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.datasets.folds import join_folds, read_folds
 from common.errors import InputError
-from common.metrics.gates import mask_scores
+from common.metrics.gates import MEASURES, mask_scores
 from common.metrics.segmentation import counts_of
 from common.outputs.mask_sets import prob_paths
 from common.outputs.masks import read_beside, read_probs
@@ -82,7 +82,8 @@ def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.Dat
     return frame.assign(mask=masks)
 
 
-def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callable) -> dict:
+def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callable, classes: tuple[str, ...]) -> dict:
+    """The judgement, and its "metrics" for gates: nan for those of `classes` that the labels do not have."""
     outputs = outputs_of(next(iter(sets.values())))
     judgement = mask_judge.judge(
         rows,
@@ -95,7 +96,8 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callabl
         thresholds=wanted_thresholds(settings, len(outputs)),
     )
     data = counts_of(judgement["honest"], len(outputs)).sum(axis=0)
-    return judgement | {"metrics": mask_scores(data, outputs) | {"mcc": judgement["scores"]["honest"]}}
+    absent = {f"{what}_{name}": np.nan for name in set(classes) - set(outputs) for what in MEASURES}
+    return judgement | {"metrics": absent | mask_scores(data, outputs) | {"mcc": judgement["scores"]["honest"]}}
 
 
 def compare(rows: pd.DataFrame, sets: dict, *, outputs_of: Callable) -> pd.DataFrame:

@@ -100,6 +100,16 @@ def test_folds_by_name_then_the_rest(tiles_empty, capsys):
     assert (run / "post.json").is_file()
 
 
+def test_every_fold_reads_the_tiles_with_its_own_statistics(tiles_copy):
+    """The mean of a run is the mean of its folds' own predictions, each by the statistics of its training rows."""
+    for name, words in {"f0": ("--fold", "0"), "f1": ("--fold", "1"), "both": ()}.items():
+        call(tiles_copy, "infer", "--runs", "one", *words, "--workers", "0", "--out", f"preds/{name}")
+    stored = {name: read_probs(tiles_copy / "preds" / name / "prob" / "001.npz") for name in ("f0", "f1", "both")}
+    np.testing.assert_allclose(stored["both"], (stored["f0"] + stored["f1"]) / 2, atol=6e-4)
+    assert np.abs(stored["f0"] - stored["f1"]).max() > 0.01
+    assert not (tiles_copy / "preds" / "both" / "prob-folds").exists()
+
+
 def test_masks_and_blends(tiles_copy, capsys):
     """Two runs predicted with views, a blend fitted, saved and applied: the masks are what its numbers say."""
     home = tiles_copy
@@ -125,7 +135,7 @@ def test_masks_and_blends(tiles_copy, capsys):
         valid = read_beside(home / "preds" / "one" / "prob" / f"{tile}.npz", "valid")
         pred = (stored / np.array(blend["post"]["thresholds"])[:, None, None]).argmax(0)
         np.testing.assert_array_equal(masks[name], np.where(valid, VALUES[pred], 0))
-    call(home, "ensemble", "--preds", "preds/one", "preds/two", *GIVEN, "--out", "mean")
+    call(home, "ensemble", "--preds", "preds/one", "preds/two", "--data", "data", "--out", "mean")
     assert "uncalibrated" in capsys.readouterr().out
     call(home, "infer", "--runs", "one", "two", "--workers", "0", "--out", "both")
     one = [read_probs(home / folder / "001.npz") for folder in ("both/one/prob", "both/two/prob", "both/prob")]

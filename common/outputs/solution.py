@@ -107,7 +107,7 @@ def fit_states(states: list[dict], limit: int) -> tuple[list[dict], bool]:
         fit = max(0, int((limit - OVERHEAD) // max(stored_bytes([state], True) for state in states)))
         raise InputError(
             f"--solution: {len(states)} folds take {needed / 1e6:.0f} MB even as float16, {limit / 1e6:.0f} are"
-            f" allowed: {fit} would fit; name fewer with --folds or take a smaller encoder"
+            f" allowed: {fit} would fit; name fewer with --fold or take a smaller encoder"
         )
     return [{name: t.detach().cpu().to(shrunk(t, half)) for name, t in state.items()} for state in states], half
 

@@ -105,12 +105,27 @@ def test_one_class_in_training_and_a_tile_without_data_are_no_error():
     assert counts[2, 0, 0] == 24 * 24 and counts[0, 1, 1] == 24 * 21
 
 
-def test_constant_scores_nothing_and_folds_are_needed():
-    rows, reads, _, targets = draw_tiles()
-    everywhere = np.zeros(np.size(targets))
-    assert constant_score(rows) == matthews_corrcoef(np.ravel(targets), everywhere) == 0
+def test_constant_is_the_best_class_of_the_other_folds():
+    """Against scikit-learn on whole maps: one class where there is data, the first elsewhere."""
+    rows, reads, tiles, targets = draw_tiles()
+    for target in targets:
+        target[12:, 8:] = 1
+    truths, preds = [], []
+    for k in range(3):
+        maps = {part: np.flatnonzero((rows["fold"] == k) == here) for part, here in (("held", True), ("rest", False))}
+        scores = []
+        for chosen in range(3):
+            filled = [np.where((tiles[n] != 0).any(0), chosen, 0) for n in maps["rest"]]
+            scores.append(matthews_corrcoef(np.ravel([targets[n] for n in maps["rest"]]), np.ravel(filled)))
+        truths += [targets[n] for n in maps["held"]]
+        preds += [np.where((tiles[n] != 0).any(0), np.argmax(scores), 0) for n in maps["held"]]
+    wanted = matthews_corrcoef(np.ravel(truths), np.ravel(preds))
+    assert constant_score(rows, **reads) == pytest.approx(wanted) and wanted > 0.1
+
+
+def test_folds_are_needed():
+    rows, reads, _, _ = draw_tiles()
     for fold in (0, [-1, 0, 1, 0, 1, 0]):
-        with pytest.raises(InputError, match="two folds or more"):
-            logistic_score(rows.assign(fold=fold), **reads)
-        with pytest.raises(InputError, match="two folds or more"):
-            constant_score(rows.assign(fold=fold))
+        for score in (logistic_score, constant_score):
+            with pytest.raises(InputError, match="two folds or more"):
+                score(rows.assign(fold=fold), **reads)

@@ -12,7 +12,7 @@ from common.outputs.segmentation_figures import confusion_table, thousands
 from common.outputs.shared_sections import interval_text, member_scores, score_ladder
 
 RUNGS = {
-    "constant": ("Constant", "one class everywhere"),
+    "constant": ("Constant", "one class wherever there is data"),
     "logistic": ("Logistic regression", "pixel by pixel, on the bands"),
     "member": ("Best single member", ""),
     "fitted": ("Fitted", "judged on the tiles it was fitted on"),
@@ -40,7 +40,7 @@ def headline_blocks(facts: dict) -> list[str]:
         label, judged = "out-of-fold score, MCC", "Judged on tiles the model was not trained on"
     right, groups = 100 * np.trace(counts) / counts.sum(), facts["rows"]["group"].nunique()
     nodata = 100 * facts["nodata"].sum() / (facts["nodata"].sum() + counts.sum())
-    scale = f"1 is exact, 0 is what one class everywhere scores. {len(facts['ids'])} tiles, {groups} groups."
+    scale = f"1 is exact, 0 no better than chance. {len(facts['ids'])} tiles, {groups} groups."
     text = (
         f"{judged}: {number(right, 1)} % of the valid pixels get their class; over these alone the MCC is "
         f"{number(mcc(counts), 4)}. The score counts every pixel; {number(nodata, 1)} % hold no data and are "

@@ -179,10 +179,9 @@ def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
     outputs = outputs_of(rows)
     known = rows[rows["fold"] >= 0].reset_index(drop=True)
     label = label_maps(rows, {"label_map": []})
-    scores = {"constant": constant_score(known)}
-    scores["logistic"] = logistic_score(
-        known, read_tile=files.read_tile, read_target=lambda path: files.read_label(path, label), classes=len(outputs)
-    )
+    pixels = {"read_tile": files.read_tile, "read_target": lambda path: files.read_label(path, label)}
+    scores = {"constant": constant_score(known, **pixels, classes=len(outputs))}
+    scores["logistic"] = logistic_score(known, **pixels, classes=len(outputs))
     return scores | ({"reachable": facts["best"]} if "best" in facts else {})
 
 

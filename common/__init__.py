@@ -1,5 +1,8 @@
 import os
 
-# Before torch loads OpenMP: waiting threads must sleep. Spinning, two trainings at once on two cores took 1.3 to 2.8 s
-# an epoch of the demo network, asleep .9 to 1.2 s; with a third program on the cores up to 66 s against 2.0 s.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch loads OpenMP: waiting threads spin for a moment only, then sleep. An epoch of the demo U-Net on two cores
+# takes 2.0 s asleep at once, 1.35 s with 1,000 spins and 1.3 s with more; two runs side by side 3.5 s each asleep, 4.0 s
+# with 1,000 spins, 10 s with 10,000 and 50 s with 100,000.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

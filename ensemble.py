@@ -230,7 +230,8 @@ def main(argv=None):
         print(table.round(4).to_string(index=False))
         print(f"comparison: {atomic_write(args.out / 'compare.csv', table.to_csv(index=False))}")
         return 0
-    beside = task.baselines(rows, demo_facts(session.source), args.cache) if args.baselines else {}
+    trained = runs.run_settings(found[0]) | {"cache": session.settings["cache"]}
+    beside = task.baselines(rows, demo_facts(session.source), trained) if args.baselines else {}
     members = [member_of(task, run, rows, sets[run.name]) for run in found]
     return judge_sets(session, sets, rows, members, beside)
 

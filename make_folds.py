@@ -7,10 +7,9 @@ python make_folds.py --data DIR --scheme group_month  # see --help for the other
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from common.datasets.folds import folds_hash, read_folds, write_folds
+from common.datasets.folds import folds_hash, hold_out, read_folds, write_folds
 from common.errors import InputError, run_script
 from common.session import begin, make_parser, pick_task
 from common.tasks import TASKS
@@ -63,17 +62,6 @@ def main(argv=None):
     write_folds(path, table, table["fold"], table["group"], task.target_columns(rows))
     listed = len(table) - len(rows)
     print(f"folds: {path} ({len(rows)} rows, {listed} test rows in fold -1, hash {folds_hash(path)[:12]})")
-
-
-def hold_out(rows, ids: list[str]):
-    """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows fold 1."""
-    unknown = sorted(set(ids) - set(rows["id"]))
-    if unknown or set(ids) >= set(rows["id"]):
-        raise InputError(
-            f"--hold {unknown[0] if unknown else '…'}: name some of the ids of the data, not others or all"
-        )
-    held = rows["id"].isin(ids).to_numpy()
-    return np.where(held, 0, 1), np.where(held, "held", "rest")
 
 
 def with_test(rows, test, fold, group):

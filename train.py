@@ -3,7 +3,7 @@
 python train.py --fold 0 --grid 3 3                       # without data anywhere: on the demo set, about a minute
 python train.py --data DIR --train-folds 0 1 2 3 4        # several folds in turn
 python train.py --config recipes/biomass-baseline.yaml --fold 0
-torchrun --nproc-per-node 2 train.py --data DIR --fold 0  # two processes share each batch
+torchrun --nproc-per-node 2 -- train.py --data DIR --fold 0  # two processes share each batch
 """
 
 import argparse

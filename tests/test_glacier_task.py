@@ -219,15 +219,17 @@ def test_phase_1_labels_and_tiles_without_row_and_column(tmp_path):
     assert any(mask.any() for mask in masks.values())
 
 
-def test_label_map_is_as_given(tiles_empty):
-    """Debris and lakes as one more name for glacier: two classes of four values."""
+def test_label_map_is_as_given(tiles_empty, capsys):
+    """Debris and lakes as one more name for glacier: two classes of four values, in the baselines too."""
     words = ("--label-map", "0=0", "85=1", "170=1", "255=1")
     call(tiles_empty, "make_folds", *GIVEN, "--folds", "2", "--out", "two.csv", *words)
     assert "lake" not in (rows := pd.read_csv(tiles_empty / "two.csv")) and rows["glacier"].max() > 0
-    run = train(tiles_empty, "--fold", "0", "--folds", "two.csv", *words, run="two")
+    run = train(tiles_empty, "--folds", "two.csv", *words, run="two")
     spec = load_checkpoint(run / "fold0" / "last.pt")["spec"]
     assert spec["outputs"] == ["background", "glacier"]
     assert spec["label_map"] == {"0": 0, "85": 1, "170": 1, "255": 1}
+    call(tiles_empty, "ensemble", "--runs", "two", "--no-report")
+    assert "logistic" in capsys.readouterr().out
 
 
 def test_a_full_fit_and_its_solution(tiles_empty):

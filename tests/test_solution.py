@@ -169,7 +169,9 @@ def infer_masks(folder, models, specs, tmp_path, views):
             mean = {"prob": torch.from_numpy(np.stack([answer["prob"][0] for answer, _ in sums]))}
             MapKeeper(4, tmp_path / "prob")(sums[0][1], mean)
         frame = rows[rows["id"] == row.id].assign(prob=str(tmp_path / "prob" / f"{row.id}.npz"))
-        masks[row.id] = np.array(VALUES, np.uint8)[apply_post(frame, None, SETTINGS)["mask"].iloc[0]]
+        masks[row.id] = np.array(VALUES, np.uint8)[
+            apply_post(frame, None, SETTINGS, values={4: VALUES})["mask"].iloc[0]
+        ]
     return masks
 
 

@@ -60,3 +60,12 @@ def near_duplicates(hashes, ids, sides, *, max_distance: int = 8, block: int = 1
         found += list(zip(ids[rows[a]], ids[b], sides[rows[a]], sides[b], distance[a, b].tolist(), strict=True))
     pairs = pd.DataFrame(found, columns=["id_a", "id_b", "side_a", "side_b", "distance"])
     return pairs.sort_values("distance", kind="stable", ignore_index=True)
+
+
+def duplicate_lines(pairs: pd.DataFrame, noun: str) -> list[str]:
+    """The pairs of `near_duplicates` in words, the count first; sides are folds, -1 for test."""
+    lines = [f"near-duplicate {noun} across folds or in train and test: {len(pairs)}"]
+    return lines + [
+        f"  {p.id_a} (fold {p.side_a:.0f}) and {p.id_b} (fold {p.side_b:.0f}): {p.distance} of 64 bits"
+        for p in pairs.itertuples()
+    ]

@@ -233,6 +233,20 @@ def check_groups(rows, path="folds.csv") -> None:
             raise InputError(f"{path}: group {group} straddles the folds {', '.join(map(str, held))}; {REMAKE}")
 
 
+def hold_out(rows, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows fold 1.
+
+    InputError for an id that is not in `rows`, or where nothing is left to train on.
+    """
+    unknown = sorted(set(ids) - set(rows["id"]))
+    if unknown or set(ids) >= set(rows["id"]):
+        raise InputError(
+            f"--hold {unknown[0] if unknown else '…'}: name some of the ids of the data, not others or all"
+        )
+    held = rows["id"].isin(ids).to_numpy()
+    return np.where(held, 0, 1), np.where(held, "held", "rest")
+
+
 def quantile_bins(values, count: int = 5) -> np.ndarray:
     """(n,) int bin of each number by rank, 0..count-1, equal numbers in one bin; missing numbers in bin `count`."""
     rank = pd.Series(np.asarray(values, float)).rank(method="average")

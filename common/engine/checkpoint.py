@@ -70,6 +70,16 @@ def checkpoint_file(fold_folder: Path, use: str) -> Path:
     return fold_folder / ("best.pt" if use == "best" else "last.pt")
 
 
+def initial_checkpoint(path: Path) -> Path:
+    """The checkpoint that --init names: a file, or the last.pt of a fold or of a run's first fold, else InputError."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("last.pt")) or sorted(path.glob("fold*/last.pt"))
+    if not found:
+        raise InputError(f"--init {path}: no last.pt there; name a checkpoint, a fold or a run")
+    return found[0]
+
+
 def weights_of(content: dict, use: str) -> dict:
     """The state dict to use: the average where it was kept and asked for."""
     return content["ema"] if use == "ema" and content.get("ema") else content["state_dict"]

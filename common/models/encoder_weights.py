@@ -63,12 +63,7 @@ def download(name: str, kind: str, settings: dict, search) -> tuple[dict, str]:
     except InputError:
         raise
     except Exception as error:  # each hub library has its own family of network errors
-        folders = ", ".join(str(folder) for folder in search) or "no folder"
-        target = Path(next(iter(search), "weights")) / f"{name}.{kind}{Path(address).suffix}"
-        raise InputError(
-            f"--weights auto: nothing for {name} in {folders} and no download ({type(error).__name__}); "
-            f"fetch {address} and put it at {target}, or say --weights none"
-        ) from error
+        raise files.not_fetched(name, f"{name}.{kind}", address, search, error) from error
 
 
 def fill_encoder(model: Segmenter, state: dict, source: str, bands) -> str:

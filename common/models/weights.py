@@ -111,12 +111,17 @@ def download(name: str, search=()) -> tuple[dict, str]:
     except InputError:
         raise
     except Exception as error:  # each hub library has its own family of network errors
-        folders = ", ".join(str(folder) for folder in search) or "no folder"
-        target = Path(next(iter(search), "weights")) / f"{_full_name(name)}{Path(address).suffix}"
-        raise InputError(
-            f"--weights auto: nothing for {name} in {folders} and no download ({type(error).__name__}); "
-            f"fetch {address} and put it at {target}, or say --weights none"
-        ) from error
+        raise not_fetched(name, _full_name(name), address, search, error) from error
+
+
+def not_fetched(name: str, file: str, address: str, search, error: Exception) -> InputError:
+    """What to say where weights are found nowhere: what to fetch, and the file (without suffix) to put it at."""
+    folders = ", ".join(str(folder) for folder in search) or "no folder"
+    target = Path(next(iter(search), "weights")) / f"{file}{Path(address).suffix}"
+    return InputError(
+        f"--weights auto: nothing for {name} in {folders} and no download ({type(error).__name__}); "
+        f"fetch {address} and put it at {target}, or say --weights none"
+    )
 
 
 def reachable(address: str) -> bool:

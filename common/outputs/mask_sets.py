@@ -9,7 +9,7 @@ import torch
 
 from common.errors import InputError
 from common.files import atomic_write
-from common.metrics.segmentation import confusion
+from common.metrics.segmentation import confusion, count_columns
 from common.outputs.masks import read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
 
@@ -95,12 +95,11 @@ def read_run(run: Path) -> pd.DataFrame:
 
 def recounted(frame: pd.DataFrame, classes: int) -> pd.DataFrame:
     """A set with the counts of its maps as they are now."""
-    names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
     counts = []
     for path in frame["prob"]:
         target, valid = read_beside(path, "target"), read_beside(path, "valid")
         counts.append(confusion(target, read_probs(path).argmax(axis=0), valid, classes).ravel())
-    return frame.assign(**dict(zip(names, np.array(counts).T, strict=True)))
+    return frame.assign(**dict(zip(count_columns(classes), np.array(counts).T, strict=True)))
 
 
 def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:

@@ -5,7 +5,7 @@ group or on a bag of groups costs microseconds.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -216,21 +216,30 @@ def fit_blend(
     }
 
 
-def apply_blend(blend: dict, preds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The blend (n, k) of {member: (n, k)} before post-processing.
+def used_members(blend: dict, given: Iterable[str]) -> dict[str, np.ndarray]:
+    """{member: its weight or weights} of those that weigh anything; `given` are the names of what is to be blended.
 
-    The names must be the blend's; only members of weight 0 may be absent. InputError otherwise.
+    InputError where one of them is not given, a given one is no member, or nothing weighs anything.
     """
-    weights = np.asarray(blend["weights"], np.float64)
+    weights, given = np.asarray(blend["weights"], np.float64), list(given)
     used = {name: weight for name, weight in zip(blend["members"], weights, strict=True) if np.any(weight)}
-    missing = [name for name in used if name not in preds]
-    surplus = [name for name in preds if name not in blend["members"]]
+    missing = [name for name in used if name not in given]
+    surplus = [name for name in given if name not in blend["members"]]
     for names, fault in ((missing, "lacks members"), (surplus, "has sets the blend does not know")):
         if names:
             members = ", ".join(blend["members"])
             raise InputError(f"blend: what is to be blended {fault}: {listed(names)}; its members are {members}")
     if not used:
         raise InputError("blend: all its weights are zero; fit it again")
+    return used
+
+
+def apply_blend(blend: dict, preds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The blend (n, k) of {member: (n, k)} before post-processing.
+
+    The names must be the blend's; only members of weight 0 may be absent. InputError otherwise.
+    """
+    weights, used = np.asarray(blend["weights"], np.float64), used_members(blend, preds)
     stack = np.stack([np.asarray(preds[name], np.float64) for name in used])
     if weights.ndim == 2 and stack.shape[2] != weights.shape[1]:
         raise InputError(f"blend: weights for {weights.shape[1]} targets, predictions have {stack.shape[2]}")

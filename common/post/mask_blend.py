@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.metrics.segmentation import mcc
 from common.outputs.masks import read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
-from common.post.blend import FORMAT, ZERO
+from common.post.blend import FORMAT, ZERO, used_members
 from common.post.thresholds import checked_thresholds, fit_thresholds, sample_pixels, weighted_counts
 
 PIXELS = 60_000  # of every class in all tiles together
@@ -208,15 +208,7 @@ def apply_blend(blend: dict, sets: Mapping[str, pd.DataFrame], folder: str | Pat
     The names must be the blend's; only members of weight 0 may be absent. InputError otherwise, and where two sets
     differ in their ids or in the size of a tile.
     """
-    used = {name: weight for name, weight in zip(blend["members"], blend["weights"], strict=True) if weight > 0}
-    missing = [name for name in used if name not in sets]
-    surplus = [name for name in sets if name not in blend["members"]]
-    for names, fault in ((missing, "lacks members"), (surplus, "has sets the blend does not know")):
-        if names:
-            members = ", ".join(blend["members"])
-            raise InputError(f"blend: what is to be blended {fault}: {listed(names)}; its members are {members}")
-    if not used:
-        raise InputError("blend: all its weights are zero; fit it again")
+    used = used_members(blend, sets)
     ids, frames = align_sets({name: sets[name] for name in used})
     first = next(iter(frames.values()))
     paths = []

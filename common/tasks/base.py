@@ -99,7 +99,7 @@ class Task:
     judge: Callable[..., dict]  # (rows, {name: frame}, settings): blend, honest scores and what a report needs
     blend: Callable[..., pd.DataFrame]  # (blend, {name: frame}, folder for its maps)
     gates: dict[str, dict[str, float]] = field(default_factory=dict)  # level -> {score's name: what is needed}
-    baselines: Callable[..., dict] = lambda rows, facts, cache: {}  # scores that stand beside ours
+    baselines: Callable[..., dict] = lambda rows, facts, settings: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
     compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side
     group_column: str = "group"  # what strangers' predictions are judged by

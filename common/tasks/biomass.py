@@ -15,7 +15,7 @@ from common.datasets import biomass_table as table
 from common.datasets import demo_biomass
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.cache import cached_folder
-from common.datasets.duplicates import hash_photos, near_duplicates
+from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import SCHEMES, fold_table, imbalance, make_folds
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.readers import read_photo
@@ -121,9 +121,7 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
     if duplicates:
         hashes = hash_photos(list(both["path"]), lambda path: read_photo(path, None))
         pairs = near_duplicates(hashes, both["id"], np.where(is_test, -1, np.concatenate([fold, -np.ones(len(test))])))
-        lines.append(f"near-duplicate photos across folds or in train and test: {len(pairs)}")
-        lines += [f"  {p.id_a} (fold {p.side_a:.0f}) and {p.id_b} (fold {p.side_b:.0f}): {p.distance} of 64 bits"
-                  for p in pairs.itertuples()]  # fmt: skip
+        lines += duplicate_lines(pairs, "photos")
     return lines
 
 
@@ -194,7 +192,7 @@ def judge_sets(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
     )
 
 
-def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, float]:
     """What stands beside a score: a constant, ridge on colour statistics and, for a demo set, the best reachable.
 
     rows need the columns path, fold (0, 1, …) and the outputs.
@@ -202,7 +200,7 @@ def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
     known = rows[(rows["fold"] >= 0) & rows[list(OUTPUTS)].notna().all(axis=1)]
     target, fold = known[list(OUTPUTS)].to_numpy(float), known["fold"].to_numpy()
     scores = {"constant": constant_score(target, fold)}
-    scores["ridge"] = ridge_score(statistics(known, cache)[0], target, fold)
+    scores["ridge"] = ridge_score(statistics(known, Path(settings["cache"]))[0], target, fold)
     return scores | ({"reachable": facts["best"]} if "best" in facts else {})
 
 

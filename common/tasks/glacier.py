@@ -13,7 +13,7 @@ from common.datasets import blocks, demo_glacier, hkh
 from common.datasets import glacier_files as files
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.cache import inputs_hash
-from common.datasets.duplicates import hash_photos, near_duplicates
+from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import FOLDS
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
@@ -49,7 +49,7 @@ DEMO_DEFAULTS = {
     "workers": 0,
     "samples_every": 18,
 }
-# What the competition's organisers call good; mean IoU and the classes over pixels with data.
+# What a model should reach, by level; mean IoU and the classes over pixels with data, MCC over all.
 GATES = {
     "minimum": {"mcc": 0.70},
     "target": {
@@ -141,16 +141,8 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
     if duplicates:
         hashes = hash_photos(list(both["path"]), lambda path: false_colour(files.read_tile(path), BANDS))
         side = np.concatenate([np.asarray(fold, float), np.full(len(test), -1.0)])
-        pairs = near_duplicates(hashes, both["id"], side)
-        lines.append(f"near-duplicate tiles across folds or in train and test: {len(pairs)}")
-        lines += [f"  {p.id_a} (fold {p.side_a:.0f}) and {p.id_b} (fold {p.side_b:.0f}): {p.distance} of 64 bits"
-                  for p in pairs.itertuples()]  # fmt: skip
+        lines += duplicate_lines(near_duplicates(hashes, both["id"], side), "tiles")
     return lines
-
-
-def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.DataFrame:
-    done = maps.apply_post(frame, post, settings)
-    return done.assign(values=[VALUES[classes_of(path)] for path in frame["prob"]])
 
 
 def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
@@ -169,16 +161,11 @@ def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
     return [f"hidden truth of {len(frame)} test tiles: MCC {mcc(counts):.4f}; recall {found}"]
 
 
-def classes_of(path: str) -> int:
-    with np.load(path) as file:
-        return len(file["prob"])
-
-
-def baselines(rows: pd.DataFrame, facts: dict, cache: Path) -> dict[str, float]:
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, float]:
     """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
     outputs = outputs_of(rows)
     known = rows[rows["fold"] >= 0].reset_index(drop=True)
-    label = label_maps(rows, {"label_map": []})
+    label = label_maps(rows, settings)
     pixels = {"read_tile": files.read_tile, "read_target": lambda path: files.read_label(path, label)}
     scores = {"constant": constant_score(known, **pixels, classes=len(outputs))}
     scores["logistic"] = logistic_score(known, **pixels, classes=len(outputs))
@@ -222,7 +209,7 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
 
 
 def check_tiles(rows: pd.DataFrame) -> list[str]:
-    """Findings that hold for every set: tiles that hold few pixels with data, classes that no tile has."""
+    """How many tiles hold each class, and its share of the pixels with data."""
     lines = []
     for name in outputs_of(rows):
         tiles = int((rows[name] > 0).sum())
@@ -263,7 +250,7 @@ TASK = make_segmentation_task(
     check_data=check_tiles,
     study_data=study_data,
     fit_post=partial(maps.fit_post, outputs_of=outputs_of),
-    apply_post=apply_post,
+    apply_post=partial(maps.apply_post, values=VALUES),
     blends=("greedy", *sorted(set(BLENDS) - {"greedy"})),
     judge=partial(maps.judge, outputs_of=outputs_of, classes=files.CLASSES),
     blend=apply_blend,

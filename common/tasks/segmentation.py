@@ -10,12 +10,11 @@ import torch
 
 from common.datasets.inputs import channel_names, channel_statistics, valid_pixels
 from common.datasets.tiles import Source, TileStore, collate, init_worker
-from common.engine.checkpoint import load_checkpoint, whole_state
+from common.engine.checkpoint import initial_checkpoint, load_checkpoint, whole_state
 from common.engine.schedule import Stage
-from common.errors import InputError
 from common.losses.reduce import all_sum
 from common.losses.segmentation import build_loss
-from common.metrics.segmentation import class_table, counts_of, mcc, mean_iou
+from common.metrics.segmentation import class_table, count_columns, counts_of, mcc, mean_iou
 from common.models.encoder_weights import load_encoder
 from common.models.segmenter import Segmenter
 from common.models.transfer import init_from
@@ -106,23 +105,13 @@ def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> st
     """Fill the encoder as --weights says, then all that fits of --init; a line for the log."""
     said = load_encoder(model, settings["weights"], bands=spec["inputs"], search=search)
     if settings["init"]:
-        path = checkpoint_of(Path(settings["init"]))
+        path = initial_checkpoint(Path(settings["init"]))
         content = load_checkpoint(path)
         state, theirs = whole_state(path, content, "ema"), content["spec"]
         known = {"source_bands": theirs.get("inputs"), "source_outputs": theirs.get("outputs")}
         taken = init_from(model, state, bands=spec["inputs"], outputs=spec["outputs"], **known)
         said += f"; --init {path}: {taken}"
     return f"weights: {said}"
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint of a file, a fold or a run. InputError where there is none."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("last.pt")) or sorted(path.glob("fold*/last.pt"))
-    if not found:
-        raise InputError(f"--init {path}: no last.pt there; name a checkpoint, a fold or a run")
-    return found[0]
 
 
 def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:
@@ -168,8 +157,7 @@ def make_frame(predicted: dict, spec: dict, rows: pd.DataFrame | None = None) ->
     """A line per tile from engine.predict's answer: counts where rows know the truth, and where the maps lie."""
     frame = pd.DataFrame({"id": predicted["id"], "nodata": predicted["nodata"][0]})
     if rows is not None:
-        classes = len(spec["outputs"])
-        names = [f"n_{t}_{p}" for t in range(classes) for p in range(classes)]
+        names = count_columns(len(spec["outputs"]))
         counts = pd.DataFrame(predicted["counts"][0].reshape(len(frame), -1), columns=names)
         frame = pd.concat([frame, counts], axis=1)
     folder = predicted["keep"].folder if "keep" in predicted else predicted["folder"]  # none with --no-oof

@@ -70,16 +70,18 @@ def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -
     return mask_judge.fit_post(rows, frame, outputs=outputs, read_target=read, seed=0, morphology={})
 
 
-def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict) -> pd.DataFrame:
-    """The masks as they are handed in: column "mask", uint8 (H,W) of classes."""
-    masks, classes = [], None
+def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values: dict) -> pd.DataFrame:
+    """The masks as they are handed in: columns "mask", uint8 (H,W) of classes, and "values", the raw value of each.
+
+    values: {number of classes: their raw values}.
+    """
+    masks, raw = [], []
     for path in prob_paths("the set", frame):
-        prob = read_probs(path)
-        classes = len(prob)
-        thresholds = chosen_thresholds(settings, post or None, classes)
-        valid = read_beside(path, "valid")
-        masks.append(finish_mask(prob, valid, thresholds=thresholds, **morphology_of(settings, classes)))
-    return frame.assign(mask=masks)
+        prob, valid = read_probs(path), read_beside(path, "valid")
+        thresholds = chosen_thresholds(settings, post or None, len(prob))
+        masks.append(finish_mask(prob, valid, thresholds=thresholds, **morphology_of(settings, len(prob))))
+        raw.append(values[len(prob)])
+    return frame.assign(mask=masks, values=raw)
 
 
 def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callable, classes: tuple[str, ...]) -> dict:
@@ -118,7 +120,7 @@ def read_truth_folder(read_rows: Callable) -> Callable:
 def export_solution(folder: Path, models: list, post, views: list[str], settings: dict, *, values: dict) -> Path:
     """solution.py and model.pth of [(model, spec)] in `folder`, post-processed as infer.py would.
 
-    values: {number of classes: the raw value of each in a mask}.
+    values: as in `apply_post`.
     """
     classes = len(models[0][1]["outputs"])
     facts = write_solution(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.stereo import collate, init_worker
-from common.engine.checkpoint import load_checkpoint, whole_state
+from common.engine.checkpoint import initial_checkpoint, load_checkpoint, whole_state
 from common.engine.schedule import Stage
 from common.errors import InputError
 from common.losses.regression import build_loss
@@ -97,11 +97,7 @@ def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> st
 
 def init_from(model, path: Path) -> str:
     """Take what fits by name and shape from a checkpoint of ours, or from a run's first fold; names what was not."""
-    if path.is_dir():
-        found = sorted(path.glob("last.pt")) or sorted(path.glob("fold*/last.pt"))
-        if not found:
-            raise InputError(f"--init {path}: no last.pt there; name a checkpoint, a fold or a run")
-        path = found[0]
+    path = initial_checkpoint(path)
     state, own = whole_state(path, load_checkpoint(path), "ema"), model.state_dict()
     fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fits:

@@ -9,7 +9,8 @@ import torch.multiprocessing as multiprocessing
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.losses.segmentation import LOSSES, PHASES, RAMP, border_weights, build_loss, ramp_share, resolve_parts
+from common.losses.segmentation import LOSSES, PHASES, RAMP, build_loss, ramp_share, resolve_parts
+from common.losses.segmentation_terms import border_weights
 
 NAMES = ("ground", "ice", "rubble", "water")
 ALL = dict.fromkeys(LOSSES, 1.0)
@@ -92,9 +93,127 @@ def test_dice_and_tversky_are_those_of_smp(classes):
     smp = smp_losses()
     expected = smp.DiceLoss("multiclass", ignore_index=-100)(logits, ignoring(batch))
     assert torch.allclose(make("dice", classes)(logits, batch)["loss"], expected, rtol=1e-5)
-    # smp's alpha is the weight of false positives, its beta that of false negatives.
+    # smp's alpha is the weight of false positives, its beta that of false negatives: the other way round than here.
     expected = smp.TverskyLoss("multiclass", ignore_index=-100, alpha=0.2, beta=0.9)(logits, ignoring(batch))
-    assert torch.allclose(make("tversky", classes, tversky=(0.2, 0.9))(logits, batch)["loss"], expected, rtol=1e-5)
+    assert torch.allclose(make("tversky", classes, tversky=(0.9, 0.2))(logits, batch)["loss"], expected, rtol=1e-5)
+
+
+def test_the_letters_of_tversky_are_those_of_the_house():
+    """alpha weighs what is missed, beta what is wrongly found; by default misses weigh more."""
+    target = torch.zeros(1, 4, 5, dtype=torch.long)
+    target[:, :2] = 1
+    batch = {"target": target, "valid": torch.ones_like(target, dtype=torch.bool)}
+    few, many = (torch.arange(20).view(1, 4, 5) < limit for limit in (5, 15))
+    for prediction, hits, missed, wrong in ((few, 5, 5, 0), (many, 10, 0, 5)):
+        logits = perfect({"target": prediction.long()}, 2)
+        for alpha, beta in ((0.7, 0.3), (0.2, 0.9)):
+            expected = 1 - (hits + 1) / (hits + alpha * missed + beta * wrong + 1)
+            out = make("tversky", 2, tversky=(alpha, beta), foreground=True)(logits, batch)
+            assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
+            if alpha == 0.7:
+                assert make("tversky", 2, foreground=True)(logits, batch)["loss"] == out["loss"]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_foreground_is_the_classes_after_the_first_absent_ones_too(classes):
+    logits, batch = scene(classes)
+    for gone in (None, classes - 1):
+        if gone is not None:
+            batch["target"][batch["target"] == gone] = 0
+        prob, target = pixels(logits, batch)
+        hot = np.eye(classes)[target]
+        hit, row, column = (prob * hot).sum(0), hot.sum(0), prob.sum(0)
+        for name, alpha, beta in (("dice", 0.5, 0.5), ("tversky", 0.3, 0.6)):
+            index = (hit + 1) / (hit + alpha * (row - hit) + beta * (column - hit) + 1)
+            out = make(name, classes, tversky=(alpha, beta), foreground=True)(logits, batch)
+            assert out["loss"].item() == pytest.approx(1 - index[1:].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky"])
+def test_a_batch_without_the_foreground_punishes_what_is_found(name):
+    logits, batch = scene(2)
+    batch["target"][:] = 0
+    loss = make(name, 2, foreground=True)
+    out = loss(logits, batch)["loss"]
+    (grad,) = torch.autograd.grad(out, logits)
+    assert 0.5 < out < 1 and (grad[:, 1][batch["valid"]] > 0).all() and (grad[:, 1][~batch["valid"]] == 0).all()
+    assert loss(perfect(batch, 2), batch)["loss"] == 0
+    nothing = {**batch, "valid": torch.zeros_like(batch["valid"])}
+    assert loss(logits, nothing)["loss"] == 0
+
+
+SOFT = ("cross-entropy", "focal", "dice", "tversky")
+
+
+def soft_scene(seed=0):
+    logits, batch = scene(2, seed=seed)
+    draws = np.random.default_rng(seed).uniform(0, 0.5, batch["target"].shape)
+    soft = np.where(batch["target"] == 1, 1 - draws, draws)
+    return logits, {**batch, "soft": torch.tensor(soft, dtype=torch.float32)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_soft_labels_are_shares_of_the_two_classes(seed):
+    logits, batch = soft_scene(seed)
+    prob, _ = pixels(logits, batch)
+    share = batch["soft"][batch["valid"]].double().numpy()
+    share = np.stack([1 - share, share], 1)
+    found = {name: make(name, 2, focal_alpha=[0.2], focal_gamma=1.5, tversky=(0.4, 0.8))(logits, batch)["loss"].item()
+             for name in SOFT}  # fmt: skip
+    assert found["cross-entropy"] == pytest.approx(-(share * np.log(prob)).sum(1).mean(), rel=1e-5)
+    focal = -np.array([0.8, 0.2]) * share * (1 - prob) ** 1.5 * np.log(prob)
+    assert found["focal"] == pytest.approx(focal.sum(1).mean(), rel=1e-5)
+    hit, row, column = (prob * share).sum(0), share.sum(0), prob.sum(0)
+    for name, alpha, beta in (("dice", 0.5, 0.5), ("tversky", 0.4, 0.8)):
+        index = hit / (hit + alpha * (row - hit) + beta * (column - hit))
+        assert found[name] == pytest.approx(1 - index.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_labels_of_nought_and_one_are_hard_ones(name, foreground):
+    logits, batch = scene(2)
+    hard = {**batch, "soft": torch.where(batch["valid"], batch["target"].float(), torch.nan)}
+    loss = make(name, 2, foreground=foreground)
+    values = [loss(logits, one)["loss"] for one in (batch, hard)]
+    grads = [torch.autograd.grad(value, logits)[0] for value in values]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5)
+    assert torch.allclose(*grads, rtol=1e-3, atol=1e-8)
+    other = loss(logits, soft_scene()[1])["loss"].item()
+    assert (other != pytest.approx(values[0].item(), rel=1e-3)) == (name in SOFT)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_labels_in_half_precision_and_at_extremes(name):
+    logits, batch = soft_scene()
+    half = (logits.detach() * 8).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = make(name, 2)(half, {**batch, "soft": batch["soft"].half()})["loss"]
+    expected = make(name, 2)(half.float(), {**batch, "soft": batch["soft"].half().float()})["loss"]
+    assert out.dtype == torch.float32 and out.item() == pytest.approx(expected.item(), rel=1e-5)
+    extreme = torch.where(logits > 1, 60000.0, -60000.0).requires_grad_()
+    make(name, 2)(extreme, batch)["loss"].backward()
+    assert extreme.grad.isfinite().all()
+
+
+def test_the_cross_entropy_of_soft_labels_is_least_at_the_labels():
+    _, batch = soft_scene()
+    soft = batch["soft"].clamp(0.01, 0.99)
+    best = torch.stack([torch.zeros_like(soft), torch.logit(soft)], 1).requires_grad_()
+    (grad,) = torch.autograd.grad(make("cross-entropy", 2)(best, {**batch, "soft": soft})["loss"], best)
+    assert grad.abs().max() < 1e-8
+
+
+def test_one_focal_alpha_is_the_weight_of_the_second_of_two():
+    logits, batch = scene(2)
+    one, two = (make("focal", 2, focal_alpha=alpha)(logits, batch)["loss"] for alpha in ([0.25], (0.75, 0.25)))
+    assert one == two != make("focal", 2)(logits, batch)["loss"]
+
+
+def test_soft_labels_of_more_classes_are_refused():
+    logits, batch = scene(3)
+    with pytest.raises(InputError, match="soft labels are for 2 outputs, not for 3"):
+        make("dice", 3)(logits, {**batch, "soft": batch["target"].float()})
 
 
 def test_dice_of_an_absent_class_is_left_out_of_the_mean():
@@ -321,6 +440,8 @@ def test_parts_are_resolved():
         ({"focal_alpha": (1, 2)}, ["--focal-alpha", "4 numbers", "water"]),
         ({"focal_alpha": (1, 2, 3, -1)}, ["--focal-alpha"]),
         ({"focal_alpha": (0, 0, 0, 0)}, ["--focal-alpha"]),
+        ({"focal_alpha": (0.5,)}, ["--focal-alpha", "4 numbers"]),
+        ({"focal_alpha": (1.5,), "outputs": NAMES[:2]}, ["--focal-alpha 1.5", "ice", "0 to 1"]),
         ({"focal_gamma": -1}, ["--focal-gamma -1"]),
         ({"mcc_phi": math.inf}, ["--mcc-phi inf"]),
         ({"border_width": 0}, ["--border-width 0", "at least 1"]),
@@ -334,20 +455,28 @@ def test_wrong_settings_name_option_and_remedy(changes, words):
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-def network_and_batch():
+CASES = {
+    **{name: {"loss": name, "border_pairs": [("ice", "rubble")]} for name in LOSSES},
+    **{f"soft {name}": {"loss": name, "classes": 2, "foreground": name == "dice"} for name in SOFT},
+    "foreground": {"loss": "tversky", "foreground": True},
+}
+
+
+def network_and_batch(case):
+    classes = CASES[case].get("classes", 4)
     torch.manual_seed(0)
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.GELU(), torch.nn.Conv2d(8, 4, 1)
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.GELU(), torch.nn.Conv2d(8, classes, 1)
     )
-    _, batch = scene(seed=4)
+    _, batch = soft_scene(seed=4) if case.startswith("soft") else scene(seed=4)
     batch["target"][:2][batch["target"][:2] == 3] = 0  # class 3 in the last tile alone, which has little valid
     batch["valid"][2, 6:] = False
     return network, {**batch, "image": torch.randn(3, 3, 24, 24)}
 
 
-def gradients(network, name, batch):
+def gradients(network, case, batch):
     network.zero_grad()
-    loss = make(name, border_pairs=[("ice", "rubble")])(network(batch["image"]), batch)["loss"]
+    loss = make(**CASES[case])(network(batch["image"]), batch)["loss"]
     loss.backward()
     return loss.item(), [p.grad.clone() for p in network.parameters()]
 
@@ -355,11 +484,11 @@ def gradients(network, name, batch):
 def one_of_two(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    network, batch = network_and_batch()
     rows = slice(0, 2) if rank == 0 else slice(2, 3)  # other sizes, other numbers of valid pixels
-    part = {key: value[rows] for key, value in batch.items() if isinstance(value, torch.Tensor)}
     results = {}
-    for name in LOSSES:
+    for name in CASES:
+        network, batch = network_and_batch(name)
+        part = {key: value[rows] for key, value in batch.items() if isinstance(value, torch.Tensor)}
         loss, grads = gradients(network, name, part)
         for grad in grads:  # what DistributedDataParallel does
             torch.distributed.all_reduce(grad)
@@ -372,8 +501,8 @@ def one_of_two(rank, folder):
 def test_two_processes_equal_one(tmp_path):
     multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    network, batch = network_and_batch()
-    for name in LOSSES:
+    for name in CASES:
+        network, batch = network_and_batch(name)
         loss, expected = gradients(network, name, batch)
         assert math.isfinite(loss) and all(g.abs().max() > 0 for g in expected)
         for rank in range(2):

@@ -1,0 +1,68 @@
+"""Bands of GeoTIFFs by description or number, never by a reader's idea of RGBA."""
+
+import re
+from pathlib import Path
+
+from common.datasets.label_grids import open_raster
+from common.errors import InputError
+
+RGB = ("red", "green", "blue")
+EXTRA = "EXTRA"
+SUFFIXES = (".tif", ".tiff")
+NUMBERED = re.compile(r"band[ _:]?(\d+)$", re.IGNORECASE)
+MASKS = {"", "mask", "alpha", "label", "labels"}  # a band tagged as alpha is no input unless its name says otherwise
+
+
+def described(path: Path, *, image: bool) -> tuple[list[str], list[bool]]:
+    """(names, whether tagged as alpha) of a file's bands: their descriptions in lower case, "" where there is none.
+
+    image: the first three bands of a file without any description are red, green and blue.
+    """
+    with open_raster(path) as file:
+        names = [(text or "").strip().lower().replace(" ", "_") for text in file.descriptions]
+        alpha = [color.name == "alpha" for color in file.colorinterp]
+    if image and not any(names):
+        names[:3] = RGB[: len(names)]
+    return names, alpha
+
+
+def input_bands(path: Path, *, image: bool) -> list[str]:
+    """Names of the bands that may be inputs (bandN where there is none): not what is tagged alpha and named so."""
+    names, alpha = described(path, image=image)
+    bands = zip(names, alpha, strict=True)
+    return [name or f"band{k}" for k, (name, tagged) in enumerate(bands, 1) if not (tagged and name in MASKS)]
+
+
+def band_number(path: Path, name: str, *, image: bool) -> int | None:
+    """Number (from 1) of a band by its name, or as bandN; None if the file has none such."""
+    names, _ = described(path, image=image)
+    if name.lower() in names:
+        return names.index(name.lower()) + 1
+    number = NUMBERED.match(name)
+    return int(number[1]) if number and 1 <= int(number[1]) <= len(names) else None
+
+
+def extra_of(path: str | Path) -> Path | None:
+    """The EXTRA file of an image, if there is one."""
+    path = Path(path)
+    beside = [path.parent.parent / EXTRA / f"{path.stem}{suffix}" for suffix in SUFFIXES]
+    return next((file for file in beside if file.is_file()), None)
+
+
+def bands_of(path: str | Path) -> list[str]:
+    """Names of the bands of a tile: of the image, then of its EXTRA file."""
+    extra, names = extra_of(path), input_bands(Path(path), image=True)
+    return names + [name for name in (input_bands(extra, image=False) if extra else []) if name not in names]
+
+
+def find_bands(path: str | Path, bands) -> list[tuple[Path, int]]:
+    """(file, number) of every band. InputError: a band that neither the image nor its EXTRA file has."""
+    path, extra, found = Path(path), extra_of(path), []
+    for name in bands:
+        number, file = band_number(path, name, image=True), path
+        if number is None and extra is not None:
+            number, file = band_number(extra, name, image=False), extra
+        if number is None:
+            raise InputError(f"{path}: has no band {name}; there are {', '.join(bands_of(path))}: choose with --bands")
+        found.append((file, number))
+    return found

@@ -1,0 +1,221 @@
+"""Labels that do not lie on their tile's grid: bands of the image, rasters of another grid, polygons.
+
+A label is text, so that it fits into a table: a file, then what is to be done with it, as in `old.tif::band=4`,
+`labels/a.tif::grid=PLANET-RGB/a.tif` or `slumps.gpkg::grid=PLANET-RGB/a.tif` (`make_label`, `split_label`).
+"""
+
+import warnings
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pyproj
+import rasterio
+import shapely
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.features import rasterize
+from rasterio.transform import array_bounds
+from rasterio.warp import Resampling, reproject, transform_bounds
+
+from common.errors import InputError
+
+IGNORED = 255
+VECTORS = (".geojson", ".json", ".gpkg", ".shp")
+SHAPEFILE = (".dbf", ".shx", ".prj", ".cpg")  # what belongs to a .shp
+PART = "::"
+SAME = 0.05  # pixels: less of a difference is the rounding of a georeference
+
+
+def make_label(path: str | Path, **parts) -> str:
+    """Text of a label: the file and, where given, `band` (a number from 1) and `grid` (the image it must lie on)."""
+    return PART.join([str(path), *(f"{name}={value}" for name, value in parts.items() if value is not None)])
+
+
+def split_label(label: str) -> tuple[Path, dict[str, str]]:
+    """(file, parts) of `make_label`."""
+    path, *parts = str(label).split(PART)
+    return Path(path), dict(part.split("=", 1) for part in parts)
+
+
+def label_files(label: str) -> list[Path]:
+    """All files that a label's pixels depend on: its own, those of a Shapefile, and the image whose grid it takes."""
+    path, parts = split_label(label)
+    beside = [path.with_suffix(suffix) for suffix in SHAPEFILE] if path.suffix.lower() == ".shp" else []
+    return [path, *(file for file in beside if file.is_file()), *([Path(parts["grid"])] if "grid" in parts else [])]
+
+
+@contextmanager
+def open_raster(path: str | Path):
+    """An open rasterio file, without a warning about a missing georeference. InputError: missing or unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                yield file
+    except (RasterioError, OSError) as error:
+        said = "not found" if not Path(path).is_file() else f"cannot be read ({str(error).strip()})"
+        raise InputError(f"{path}: {said}; download it again or correct its name") from error
+
+
+def profile_of(path: str | Path) -> dict:
+    """{"width", "height", "crs", "transform"} of a raster, for rasterio; crs None where it has no georeference."""
+    with open_raster(path) as file:
+        return {"width": file.width, "height": file.height, "crs": file.crs, "transform": file.transform}
+
+
+def grid_difference(label: str | Path, tile: str | Path) -> str:
+    """How the grid of a raster differs from its tile's, "" where it is the same.
+
+    Without a CRS on either side the files are taken to cover the same ground, if they have as many pixels.
+    InputError: they differ and one has no CRS; or they do not overlap.
+    """
+    own, grid = profile_of(label), profile_of(tile)
+    same_size = (own["height"], own["width"]) == (grid["height"], grid["width"])
+    if own["crs"] is None or grid["crs"] is None:
+        if same_size:
+            return ""
+        raise InputError(
+            f"{label}: {own['height']}x{own['width']} pixels where {tile} has {grid['height']}x{grid['width']}, and no"
+            " georeference says how they lie; cut both alike"
+        )
+    if not shapely.box(*bounds_in(own, grid["crs"])).intersects(shapely.box(*bounds_in(grid, grid["crs"]))):
+        raise InputError(f"{label}: does not overlap {tile}; check the georeference of both")
+    if own["crs"] != grid["crs"]:
+        return f"in {name_of(own['crs'])} where the tile is in {name_of(grid['crs'])}"
+    width, height = (a / b for a, b in zip(pixel_size(own), pixel_size(grid), strict=True))
+    x, y = shift_of(own, grid)
+    said = []
+    if abs(width - 1) * grid["width"] > SAME or abs(height - 1) * grid["height"] > SAME:
+        said.append(f"pixels {width:.4g} times the tile's")
+    if max(abs(x), abs(y)) > SAME:
+        said.append(f"shifted by {x:.4g} px in x and {y:.4g} px in y")
+    if not said and not same_size:
+        said.append(f"{own['height']}x{own['width']} pixels where the tile has {grid['height']}x{grid['width']}")
+    return ", ".join(said)
+
+
+def pixel_size(profile: dict) -> tuple[float, float]:
+    """Width and height of a pixel in the units of the CRS."""
+    t = profile["transform"]
+    return float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
+
+
+def shift_of(own: dict, grid: dict) -> tuple[float, float]:
+    """(x, y) of the upper left corner of one profile in the pixels of another."""
+    back, t = ~grid["transform"], own["transform"]
+    return back.a * t.c + back.b * t.f + back.c, back.d * t.c + back.e * t.f + back.f
+
+
+def bounds_in(profile: dict, crs) -> tuple[float, float, float, float]:
+    """left, bottom, right, top of a raster in a CRS."""
+    bounds = array_bounds(profile["height"], profile["width"], profile["transform"])
+    return bounds if profile["crs"] == crs else transform_bounds(profile["crs"], crs, *bounds)
+
+
+def name_of(crs) -> str:
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs)[:60]
+
+
+def load_classes(path: Path, band: int, known: dict[int, int]) -> np.ndarray:
+    """uint8 (H,W): a band's values by the map {raw value: class}; 255 where the nodata tag's value is no key of it.
+
+    InputError: no such band, or a value that is not in the map.
+    """
+    with open_raster(path) as file:
+        if band > file.count:
+            raise InputError(f"{path}: has {file.count} bands, no band {band}; choose another with --labels")
+        raw, nodata = file.read(band), file.nodata
+    classes, strange = np.full(raw.shape, IGNORED, np.uint8), np.ones(raw.shape, bool)
+    if nodata is not None and nodata not in known:
+        strange &= ~(np.isnan(raw) if np.isnan(nodata) else raw == nodata)
+    for value, k in known.items():
+        here = raw == value
+        classes[here] = k
+        strange &= ~here
+    if strange.any():
+        values = ", ".join(f"{value:g}" for value in np.unique(raw[strange])[:5].tolist())
+        raise InputError(
+            f"{path}: the label holds {values}; known are {', '.join(map(str, known))}: correct the file or give"
+            " --label-map"
+        )
+    return classes
+
+
+def resample(classes: np.ndarray, source: dict, tile: dict) -> np.ndarray:
+    """uint8 (H,W) on the tile's grid, by the nearest pixel; 255 where the label does not reach.
+
+    classes: uint8 (h,w) on the grid of the profile `source`.
+    """
+    target = np.full((tile["height"], tile["width"]), IGNORED, np.uint8)
+    reproject(
+        classes,
+        target,
+        src_transform=source["transform"],
+        src_crs=source["crs"],
+        src_nodata=IGNORED,
+        dst_transform=tile["transform"],
+        dst_crs=tile["crs"],
+        dst_nodata=IGNORED,
+        resampling=Resampling.nearest,
+    )
+    return target
+
+
+def rasterise(path: str | Path, profile: dict) -> np.ndarray:
+    """uint8 (H,W): 1 where a pixel's centre lies in a polygon of the vector file, on the grid of `profile`, else 0.
+
+    The polygons are brought into the profile's CRS. InputError: see `read_polygons`; a profile without a CRS.
+    """
+    if profile["crs"] is None:
+        raise InputError(f"{path}: polygons need a tile with a georeference; add one to the tile or give raster labels")
+    shapes = polygons_on(path, profile)
+    size = (profile["height"], profile["width"])
+    if not len(shapes):
+        return np.zeros(size, np.uint8)
+    return rasterize(
+        list(shapes), out_shape=size, transform=profile["transform"], fill=0, default_value=1, dtype="uint8"
+    )
+
+
+def polygons_on(path: str | Path, profile: dict) -> np.ndarray:
+    """The polygons (shapely, in the profile's CRS) of a vector file whose bounds touch those of a raster."""
+    path = Path(path)
+    shapes, tree, crs = read_polygons(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    if crs == profile["crs"]:
+        near = tree.query(shapely.box(*bounds_in(profile, crs)))
+        return shapes[np.sort(near)]
+    near = tree.query(shapely.box(*transform_bounds(profile["crs"], crs, *bounds_in(profile, profile["crs"]))))
+    change = pyproj.Transformer.from_crs(crs.to_wkt(), profile["crs"].to_wkt(), always_xy=True)
+    moved = shapely.transform(shapes[np.sort(near)], lambda xy: np.column_stack(change.transform(*xy.T)))
+    inside = shapely.intersects(shapely.envelope(moved), shapely.box(*bounds_in(profile, profile["crs"])))
+    return moved[inside]
+
+
+@lru_cache(maxsize=8)
+def read_polygons(path: Path, _changed: int) -> tuple[np.ndarray, shapely.STRtree, rasterio.crs.CRS]:
+    """(polygons, their tree, CRS) of the first layer of a vector file that has polygons; kept until the file changes.
+
+    InputError: missing, unreadable, no CRS, no polygon in it, or other geometries than polygons.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: not found; correct --labels")
+    try:
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind is None or kind in ("Unknown", "")
+                  or "Polygon" in kind or "Collection" in kind]  # fmt: skip
+        meta, _, geometry, _ = pyogrio.raw.read(path, layer=layers[0] if layers else None, columns=[], force_2d=True)
+        shapes = shapely.from_wkb(geometry) if geometry is not None else np.array([], object)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.GEOSException) as error:
+        raise InputError(f"{path}: cannot be read as polygons ({error}); export it again") from error
+    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    if not len(shapes):
+        raise InputError(f"{path}: holds no polygon; give the file that has them, or raster labels")
+    flat = np.isin(shapely.get_type_id(shapes), [3, 6])  # Polygon, MultiPolygon
+    if not flat.all():
+        kind = shapes[~flat][0].geom_type
+        raise InputError(f"{path}: holds a {kind} among its polygons ({(~flat).sum()} of {len(flat)}); remove them")
+    if not meta["crs"]:
+        raise InputError(f"{path}: has no CRS; add it (for a Shapefile the .prj file)")
+    return shapes, shapely.STRtree(shapes), rasterio.crs.CRS.from_user_input(meta["crs"])

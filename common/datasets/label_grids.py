@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyogrio
 import pyproj
 import rasterio
@@ -20,6 +21,7 @@ from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
 from common.errors import InputError
+from common.metrics.objects import match_objects, object_scores
 
 IGNORED = 255
 VECTORS = (".geojson", ".json", ".gpkg", ".shp")
@@ -219,3 +221,39 @@ def read_polygons(path: Path, _changed: int) -> tuple[np.ndarray, shapely.STRtre
     if not meta["crs"]:
         raise InputError(f"{path}: has no CRS; add it (for a Shapefile the .prj file)")
     return shapes, shapely.STRtree(shapes), rasterio.crs.CRS.from_user_input(meta["crs"])
+
+
+def compare_labels(rows, first, second, *, read, iou: float = 0.3, min_blob: int = 0) -> pd.DataFrame:
+    """How two labels of the same tiles agree, a line per tile and a last one ("all") over all of them.
+
+    rows: with id; first, second: (n,) text of labels, the first judged by the second; read(label) -> uint8 (H,W) of
+    classes, of which those above 0 count as the class and 255 on either side as nothing. Columns: id, iou (of pixels),
+    first_share and second_share (of the pixels known to both), blobs_first, blobs_second, precision, recall, f1 (of
+    blobs, at that IoU; nan where undefined).
+    """
+    lines, matches, counts = [], [], np.zeros(4, np.int64)
+    for name, a, b in zip(rows["id"], first, second, strict=True):
+        one, two = read(a), read(b)
+        if one.shape != two.shape:
+            raise InputError(f"{a} and {b}: {one.shape} and {two.shape} pixels; bring both onto one grid")
+        valid = (one != IGNORED) & (two != IGNORED)
+        one, two = (one > 0) & valid, (two > 0) & valid
+        matches.append(match_objects(one, two, np.ones(one.shape, np.float32), iou=(iou,), min_blob=min_blob))
+        part = np.array([(one & two).sum(), one.sum(), two.sum(), valid.sum()])
+        counts += part
+        lines.append({"id": name} | agreement(part, matches[-1:], iou))
+    return pd.DataFrame([*lines, {"id": "all"} | agreement(counts, matches, iou)])
+
+
+def agreement(counts: np.ndarray, matches: list, iou: float) -> dict:
+    """A line of `compare_labels`; counts: pixels of both, of the first, of the second, known."""
+    both, first, second, known = (int(n) for n in counts)
+    either, scores = first + second - both, object_scores(matches)[iou]
+    return {
+        "iou": both / either if either else float("nan"),
+        "first_share": first / max(known, 1),
+        "second_share": second / max(known, 1),
+        "blobs_first": sum(m.n_pred for m in matches),
+        "blobs_second": sum(m.n_target for m in matches),
+        **{name: scores[name] for name in ("precision", "recall", "f1")},
+    }

@@ -24,6 +24,7 @@ from common.errors import InputError
 from common.metrics.objects import match_objects, object_scores
 
 IGNORED = 255
+LABEL_MAP = {0: 0, 1: 1, IGNORED: IGNORED}  # {raw value: class}
 VECTORS = (".geojson", ".json", ".gpkg", ".shp")
 SHAPEFILE = (".dbf", ".shx", ".prj", ".cpg")  # what belongs to a .shp
 PART = "::"
@@ -119,6 +120,20 @@ def bounds_in(profile: dict, crs) -> tuple[float, float, float, float]:
 def name_of(crs) -> str:
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else str(crs)[:60]
+
+
+def read_label(label: str, label_map: dict | None = None) -> np.ndarray:
+    """uint8 (H,W) of classes on the tile's grid, 255 where ignored; label: of a row (`make_label`).
+
+    label_map: {raw value: class}, keys may be text; None: LABEL_MAP. InputError: a value that is not in it.
+    """
+    path, parts = split_label(label)
+    grid = profile_of(parts["grid"]) if "grid" in parts else None
+    if path.suffix.lower() in VECTORS:
+        return rasterise(path, grid)
+    known = {int(value): int(k) for value, k in (label_map or LABEL_MAP).items()}
+    classes = load_classes(path, int(parts.get("band", 1)), known)
+    return classes if grid is None else resample(classes, profile_of(path), grid)
 
 
 def load_classes(path: Path, band: int, known: dict[int, int]) -> np.ndarray:
@@ -223,17 +238,17 @@ def read_polygons(path: Path, _changed: int) -> tuple[np.ndarray, shapely.STRtre
     return shapes, shapely.STRtree(shapes), rasterio.crs.CRS.from_user_input(meta["crs"])
 
 
-def compare_labels(rows, first, second, *, read, iou: float = 0.3, min_blob: int = 0) -> pd.DataFrame:
+def compare_labels(rows, first, second, *, label_map=None, iou: float = 0.3, min_blob: int = 0) -> pd.DataFrame:
     """How two labels of the same tiles agree, a line per tile and a last one ("all") over all of them.
 
-    rows: with id; first, second: (n,) text of labels, the first judged by the second; read(label) -> uint8 (H,W) of
-    classes, of which those above 0 count as the class and 255 on either side as nothing. Columns: id, iou (of pixels),
+    rows: with id; first, second: (n,) text of labels, the first judged by the second, which counts as true; classes above
+    0 are the class, 255 on either side is left out. Columns: id, iou (of pixels),
     first_share and second_share (of the pixels known to both), blobs_first, blobs_second, precision, recall, f1 (of
     blobs, at that IoU; nan where undefined).
     """
     lines, matches, counts = [], [], np.zeros(4, np.int64)
     for name, a, b in zip(rows["id"], first, second, strict=True):
-        one, two = read(a), read(b)
+        one, two = read_label(a, label_map), read_label(b, label_map)
         if one.shape != two.shape:
             raise InputError(f"{a} and {b}: {one.shape} and {two.shape} pixels; bring both onto one grid")
         valid = (one != IGNORED) & (two != IGNORED)

@@ -8,22 +8,19 @@ import pandas as pd
 from common.datasets.band_names import NUMBERED, RGB, SUFFIXES, band_number, bands_of, extra_of, find_bands
 from common.datasets.label_grids import (
     IGNORED,
+    LABEL_MAP,
     VECTORS,
     grid_difference,
-    load_classes,
     make_label,
     open_raster,
     polygons_on,
     profile_of,
-    rasterise,
-    resample,
-    split_label,
+    read_label,
 )
 from common.datasets.places import place_of, region_names
 from common.errors import InputError
 
 CLASSES = ("background", "slump")
-LABEL_MAP = {0: 0, 1: 1, IGNORED: IGNORED}
 IMAGES = ("PLANET-RGB", "tiles", "images")  # the folder of the images: the first that is there
 METADATA = "metadata.csv"
 COLUMNS = {"Tile_id": "id", "RegionName": "region", "TrainClass": "train_class", "centroid_lat": "lat",
@@ -177,7 +174,7 @@ def add_shares(rows: pd.DataFrame, bands, label_map) -> pd.DataFrame:
     """rows with background, slump (0..1 of the labelled pixels with data; 0 where there are none) and positive."""
     shares = []
     for path, label in zip(rows["path"], rows["label"], strict=True):
-        valid, classes = (read_tile(path, bands) != 0).any(0), read_label(label, label_map)
+        valid, classes = (read_tile(path, bands) != 0).any(0), read_label(label, label_map or LABEL_MAP)
         if classes.shape != valid.shape:
             raise InputError(f"{label}: {classes.shape} pixels where its tile has {valid.shape}; cut both alike")
         if not valid.any():
@@ -223,20 +220,6 @@ def read_extra(extra: Path, number: int, image: Path) -> np.ndarray:
     if nodata is not None:
         missing |= values == np.float32(nodata)
     return np.where(missing, np.float32(0), values)
-
-
-def read_label(label: str, label_map: dict | None = None) -> np.ndarray:
-    """uint8 (H,W) of classes on the tile's grid, 255 where ignored; label: of a row (see label_grids).
-
-    label_map: {raw value: class}, keys may be text; None: LABEL_MAP. InputError: a value that is not in it.
-    """
-    path, parts = split_label(label)
-    grid = profile_of(parts["grid"]) if "grid" in parts else None
-    if path.suffix.lower() in VECTORS:
-        return rasterise(path, grid)
-    known = {int(value): int(k) for value, k in (label_map or LABEL_MAP).items()}
-    classes = load_classes(path, int(parts.get("band", 1)), known)
-    return classes if grid is None else resample(classes, profile_of(path), grid)
 
 
 def files_of(path: str | Path) -> list[Path]:

@@ -125,13 +125,14 @@ def name_of(crs) -> str:
 def read_label(label: str, label_map: dict | None = None) -> np.ndarray:
     """uint8 (H,W) of classes on the tile's grid, 255 where ignored; label: of a row (`make_label`).
 
-    label_map: {raw value: class}, keys may be text; None: LABEL_MAP. InputError: a value that is not in it.
+    label_map: {raw value: class}, keys may be text; None: LABEL_MAP. 255 is ignored unless the map has it.
+    InputError: a value that is not in the map.
     """
     path, parts = split_label(label)
     grid = profile_of(parts["grid"]) if "grid" in parts else None
     if path.suffix.lower() in VECTORS:
         return rasterise(path, grid)
-    known = {int(value): int(k) for value, k in (label_map or LABEL_MAP).items()}
+    known = {IGNORED: IGNORED} | {int(value): int(k) for value, k in (label_map or LABEL_MAP).items()}
     classes = load_classes(path, int(parts.get("band", 1)), known)
     return classes if grid is None else resample(classes, profile_of(path), grid)
 
@@ -241,10 +242,10 @@ def read_polygons(path: Path, _changed: int) -> tuple[np.ndarray, shapely.STRtre
 def compare_labels(rows, first, second, *, label_map=None, iou: float = 0.3, min_blob: int = 0) -> pd.DataFrame:
     """How two labels of the same tiles agree, a line per tile and a last one ("all") over all of them.
 
-    rows: with id; first, second: (n,) text of labels, the first judged by the second, which counts as true; classes above
-    0 are the class, 255 on either side is left out. Columns: id, iou (of pixels),
-    first_share and second_share (of the pixels known to both), blobs_first, blobs_second, precision, recall, f1 (of
-    blobs, at that IoU; nan where undefined).
+    rows: with id; first, second: (n,) text of labels, the first judged by the second, which counts as true; classes
+    above 0 are the class, 255 on either side is left out. Columns: id, iou (of pixels), first_share and second_share
+    (of the pixels known to both), blobs_first, blobs_second, precision, recall, f1 (of blobs, at that IoU; nan where
+    undefined).
     """
     lines, matches, counts = [], [], np.zeros(4, np.int64)
     for name, a, b in zip(rows["id"], first, second, strict=True):

@@ -10,13 +10,13 @@ gravel bars abound; they can be told from slumps, but no single pixel tells it.
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import pyogrio
 import pyogrio.raw
 import rasterio
 import rasterio.features
@@ -26,19 +26,21 @@ import shapely.geometry
 import yaml
 
 from common.datasets.demo_terrain import fractal
-from common.datasets.demo_tundra import Look, Tundra, draw_tundra, look_at, outline, paint, regrow, upslope
+from common.datasets.demo_tundra import Hollow, Look, Tundra, draw_tundra, look_at, place
 from common.errors import InputError
 from common.files import atomic_write
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 CELL = 3.0  # metres a pixel
 SHIFT, SHIFT_STEP = 1.1, 9  # pixels: standard deviation of the hand along each axis, and over which it wanders
 SLUMP, OVERLOOKED, UNSURE, BURN, SCAR = "slump", "overlooked", "unsure", "burn", "scar"
 ALIKE = (SLUMP, OVERLOOKED, UNSURE)
-SHARES = {SLUMP: 0.86, OVERLOOKED: 0.09, UNSURE: 0.05}  # of the hollows drawn as slumps are
+SHARES = {SLUMP: 0.82, OVERLOOKED: 0.12, UNSURE: 0.06}  # of the hollows drawn as slumps are, save a tile's first
 STRENGTH = {BURN: (0.75, 1.25), SCAR: (0.05, 0.45)} | dict.fromkeys(ALIKE, (0.75, 1.25))
 PER_TILE = {BURN: 0.45, SCAR: 0.8}  # in tiles with slumps and without
+MORE = 2.0  # hollows like slumps in a tile with slumps, beside the first
 IGNORED = 255
+LOOKS = {"best": ALIKE, "best_rgb": (*ALIKE, BURN)}  # what cannot be told apart with NDVI, and without
 MARGINS = np.arange(-1, 2.6, 0.5)  # pixels around the hollows as they are
 
 
@@ -55,46 +57,16 @@ class Region:
 
 
 REGIONS = {
-    "Peel": Region("train", 32608, (500000.0, 7470000.0), (4, 9), 7, Look()),
-    "Banks": Region("train", 32610, (450000.0, 8050000.0), (4, 9), 7, Look(0.6, 1.1, 6, -0.08, 0.1)),
+    "Peel": Region("train", 32608, (500000.0, 7470000.0), (4, 9), 8, Look()),
+    "Banks": Region("train", 32610, (450000.0, 8050000.0), (4, 9), 8, Look(0.6, 1.1, 6, -0.08, 0.1)),
     "Noatak": Region("train", 32603, (560000.0, 7560000.0), (5, 7), 7, Look(0.25, 0.9, 0, 0.05, 0.04)),
     "Yamal": Region("train", 32642, (520000.0, 7780000.0), (5, 7), 7, Look(0.5, 1.0, 12, -0.04, 0.12)),
-    "Herschel": Region("val", 32607, (580000.0, 7715000.0), (5, 6), 6, Look(0.45, 1.05, 4, -0.03, 0.07)),
-    "Gydan": Region("val", 32644, (470000.0, 7850000.0), (5, 6), 6, Look(0.35, 0.95, 8, 0.02, 0.08)),
-    "Brooks": Region("test", 32605, (430000.0, 7590000.0), (5, 6), 6, Look(0.3, 1.0, 3, 0.0, 0.04)),
-    "Taymyr": Region("test", 32647, (510000.0, 8210000.0), (5, 6), 6, Look(0.55, 0.95, 10, -0.06, 0.09)),
+    "Herschel": Region("val", 32607, (580000.0, 7715000.0), (5, 6), 7, Look(0.45, 1.05, 4, -0.03, 0.07)),
+    "Gydan": Region("val", 32644, (470000.0, 7850000.0), (5, 6), 7, Look(0.35, 0.95, 8, 0.02, 0.08)),
+    "Brooks": Region("test", 32605, (430000.0, 7590000.0), (5, 6), 7, Look(0.3, 1.0, 3, 0.0, 0.04)),
+    "Taymyr": Region("test", 32647, (510000.0, 8210000.0), (5, 6), 7, Look(0.55, 0.95, 10, -0.06, 0.09)),
 }
 SCENE = Region("scene", 32608, (420000.0, 7560000.0), (8, 8), 14, Look(0.4, 1.0, 2, 0.0, 0.07))
-
-
-@dataclass(frozen=True)
-class Hollow:
-    kind: str
-    window: tuple[slice, slice]
-    body: np.ndarray  # bool, of the window's shape
-
-
-def place(rng, tundra: Tundra, valid: np.ndarray, box: tuple, size: tuple[float, float], kind: str) -> Hollow | None:
-    """A hollow of length and width `size` (pixels) drawn on free land with its middle in `box` (top, left, height,
-    width), wholly within it if it is short enough; None where there is no room."""
-    length, width = size
-    strength = rng.uniform(*STRENGTH[kind])
-    for _ in range(40):
-        rim = [min(0.75 * length + 8, side / 2 - 1) for side in box[2:]]
-        spot = tuple(int(box[k] + rng.uniform(rim[k], box[k + 2] - rim[k])) for k in (0, 1))
-        rise = upslope(tundra, spot)
-        body = outline(rng, length, width, rise + (np.pi / 2 if length > 3 * width else rng.normal(0, 0.5)))
-        top, left = (spot[k] - body.shape[0] // 2 for k in (0, 1))
-        window = np.s_[top : top + len(body), left : left + len(body)]
-        if min(top, left) < 0 or tundra.taken[window].shape != body.shape:
-            continue
-        if (body & (tundra.taken[window] | ~valid[window])).any():
-            continue
-        paint(rng, tundra, window, body, rise, strength)
-        if kind == BURN:
-            regrow(rng, tundra, window, body)
-        return Hollow(kind, window, body)
-    return None
 
 
 def draw_size(rng: np.random.Generator) -> tuple[float, float]:
@@ -113,22 +85,22 @@ def choose_tiles(rng: np.random.Generator, region: Region) -> np.ndarray:
     return chosen
 
 
-def place_all(rng, tundra: Tundra, valid: np.ndarray, region: Region, tile: int, long: tuple) -> list[Hollow]:
-    """All hollows of a region. long: sizes of the slumps that cross tiles, across the two that lie side by side."""
+def place_all(rng, tundra: Tundra, region: Region, tile: int, long: tuple) -> list[Hollow]:
+    """All hollows of a region. long: sizes of slumps that cross the edge of the two tiles that lie side by side, or
+    lie anywhere if they are longer than a tile."""
     chosen = choose_tiles(rng, region)
-    row, col = next((r, c) for r, c in np.argwhere(chosen[:, :-1] & chosen[:, 1:]))
-    found = []
-    for size in long:
-        whole = size[0] > 1.2 * tile
-        box = (0, 0, *valid.shape) if whole else (row * tile, col * tile + tile // 2, tile, tile)
-        found.append(place(rng, tundra, valid, box, size, SLUMP))
+    row, col = np.argwhere(chosen[:, :-1] & chosen[:, 1:])[0]
+    beside, anywhere = (row * tile, col * tile + tile // 2, tile, tile), (0, 0, *tundra.taken.shape)
+    wanted = [(SLUMP, size, anywhere if size[0] > tile else beside) for size in long]
     for row, col in np.ndindex(chosen.shape):
         box = (row * tile, col * tile, tile, tile)
+        kinds = [kind for kind, number in PER_TILE.items() for _ in range(rng.poisson(number))]
         if chosen[row, col]:
-            kinds = [SLUMP, *rng.choice(list(SHARES), rng.poisson(1.6), p=list(SHARES.values()))]
-            found += [place(rng, tundra, valid, box, draw_size(rng), str(kind)) for kind in kinds]
-        for kind, number in PER_TILE.items():
-            found += [place(rng, tundra, valid, box, draw_size(rng), kind) for _ in range(rng.poisson(number))]
+            kinds = [SLUMP, *rng.choice(list(SHARES), rng.poisson(MORE), p=list(SHARES.values())), *kinds]
+        wanted += [(str(kind), draw_size(rng), box) for kind in kinds]
+    found = [
+        place(rng, tundra, box, size, kind, rng.uniform(*STRENGTH[kind]), kind == BURN) for kind, size, box in wanted
+    ]
     return [hollow for hollow in found if hollow is not None]
 
 
@@ -173,10 +145,10 @@ def draw_region(seed: int, name: str, region: Region, tile: int, long: tuple) ->
     shape = (region.tiles[0] * tile, region.tiles[1] * tile)
     tundra = draw_tundra(rng, shape, region.look)
     rows, cols = np.arange(shape[0])[:, None], np.arange(shape[1])
-    valid = rows + 0.6 * cols > 0.4 * tile  # the edge of a satellite's swath
-    hollows = place_all(rng, tundra, valid, region, tile, long)
-    rgb, ndvi, above = look_at(rng, tundra, region.look)
-    extra = np.stack([ndvi, above])
+    valid = rows + 0.35 * cols > 0.5 * tile  # the edge of a satellite's swath
+    tundra.taken[~valid] = True
+    hollows = place_all(rng, tundra, region, tile, long)
+    rgb, extra = look_at(rng, tundra, region.look)
     rgb[:, ~valid], extra[:, ~valid] = 0, 0
     return Drawn(rgb, extra, draw_label(rng, shape, hollows), valid, hollows)
 
@@ -232,68 +204,74 @@ def write_scene(folder: Path, region: Region, drawn: Drawn) -> dict:
     shapes = [shapely.make_valid(shapely.geometry.shape(shape)) for shape, _ in found]
     shapes = [shapely.geometry.MultiPolygon([s]) if s.geom_type == "Polygon" else s for s in shapes]
     area = np.array([shape.area for shape in shapes])
-    os.environ.setdefault("OGR_CURRENT_DATE", "2025-01-01T00:00:00Z")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2025-01-01T00:00:00Z"})  # the same bytes every time
     pyogrio.raw.write(folder / "hidden/scene_truth.gpkg", shapely.to_wkb(np.array(shapes, object)), [area],
                       ["area_m2"], geometry_type="MultiPolygon", crs=f"EPSG:{region.epsg}")  # fmt: skip
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
     return {"slumps": len(shapes), "pixels": int(truth.sum()), "side": list(truth.shape)}
 
 
-def iou_by_margin(drawn: Drawn, kinds: tuple, positive: np.ndarray, tile: int) -> np.ndarray:
-    """(2 tile classes, margins, 3): pixels hit, false and missed if all hollows of those kinds were mapped."""
+def margin_counts(drawn: Drawn, kinds: tuple, positive: np.ndarray, tile: int) -> np.ndarray:
+    """Pixels hit, falsely mapped and missed if all hollows of `kinds` were mapped: int64 (2, margins, 3).
+
+    First axis: tiles without and with slumps (`positive`, bool (rows, columns)).
+    """
     body = np.zeros(drawn.label.shape, np.uint8)
     for hollow in drawn.hollows:
         body[hollow.window][hollow.body & (hollow.kind in kinds)] = 1
-    away = cv2.distanceTransform(1 - body, cv2.DIST_L2, 5) - cv2.distanceTransform(body, cv2.DIST_L2, 5)
-    known = drawn.valid & (drawn.label != IGNORED)
-    where = np.repeat(np.repeat(positive, tile, 0), tile, 1)
-    counts = np.zeros((2, len(MARGINS), 3))
-    for m, margin in enumerate(MARGINS):
-        mapped, slump = away <= margin + 0.5, drawn.label == 1
-        for k, cell in enumerate((mapped & slump, mapped & ~slump, ~mapped & slump)):
-            inside = cell & known
-            counts[1, m, k] = (inside & where).sum()
-            counts[0, m, k] = inside.sum() - counts[1, m, k]
-    return counts
+    near = cv2.dilate(body, np.ones((11, 11), np.uint8)) > 0
+    known = (near | (drawn.label == 1)) & drawn.valid & (drawn.label != IGNORED)
+    away = cv2.distanceTransform(1 - body, cv2.DIST_L2, 5)[known] - cv2.distanceTransform(body, cv2.DIST_L2, 5)[known]
+    slump, (rows, cols) = drawn.label[known] == 1, np.nonzero(known)
+    where = positive[rows // tile, cols // tile]
+    cell = np.array([[3, 1], [2, 0]])  # [slump, mapped]: missed 2, false 1, hit 0, neither 3
+    found = [cell[slump.astype(int), (away <= margin + 0.5).astype(int)] + 4 * where for margin in MARGINS]
+    return np.stack([np.bincount(k, minlength=8).reshape(2, 4)[:, :3] for k in found], 1)
 
 
-def best_scores(regions: list[Drawn], positive: list[np.ndarray], tile: int) -> dict:
-    """Best IoU with tiles weighted 1:1, with NDVI and by RGB alone, and what is known of the tiles."""
-    tiles = np.array([sum((~p).sum() for p in positive), sum(p.sum() for p in positive)])
-    weight = np.array([tiles[1] / max(tiles[0], 1), 1.0])
+def facts_of(name: str, drawn: Drawn, positive: np.ndarray, tile: int) -> dict:
+    """What of a region goes into the facts of its split: numbers that add up."""
+    counts = {key: margin_counts(drawn, kinds, positive, tile) for key, kinds in LOOKS.items()}
+    kinds = [hollow.kind for hollow in drawn.hollows]
+    numbers = {kind: kinds.count(kind) for kind in STRENGTH}
+    return {"tiles": positive.size, "positive": int(positive.sum()), "label": int((drawn.label == 1).sum()),
+            "valid": int(drawn.valid.sum()), "hollows": pd.Series(numbers), **counts}  # fmt: skip
+
+
+def best_scores(regions: list[dict]) -> dict:
+    """Facts of a split from those of its regions: best IoU with tiles weighted 1:1, with NDVI and by RGB alone."""
+    total = {key: sum(region[key] for region in regions) for key in regions[0]}
+    weight = np.array([total["positive"] / max(total["tiles"] - total["positive"], 1), 1.0])
     best = {}
-    for name, kinds in {"best": ALIKE, "best_rgb": (*ALIKE, BURN)}.items():
-        counts = sum(iou_by_margin(d, kinds, p, tile) for d, p in zip(regions, positive, strict=True))
-        hit, false, missed = np.einsum("t,tmk->km", weight, counts)
-        best[name] = float((hit / (hit + false + missed)).max())
-    slump = sum(int((d.label == 1).sum()) for d in regions)
-    share = slump / sum(d.label.size for d in regions)
-    return best | {"tiles": int(tiles.sum()), "positive": int(tiles[1]), "share": share, "pixels": slump}
+    for key in LOOKS:
+        hit, false, missed = np.einsum("t,tmk->km", weight, total[key])
+        best[key] = float((hit / (hit + false + missed)).max())
+    counted = {key: total[key] for key in ("tiles", "positive")} | {"share": total["label"] / total["valid"]}
+    return best | counted | {"hollows": total["hollows"].to_dict()}
 
 
 def make_demo(folder: Path, *, tile: int = 512, regions: dict | None = None, scene: Region = SCENE, seed: int = 0):
-    """Write the set into `folder`: PLANET-RGB/, EXTRA/, labels/, metadata.csv, splits.yaml, scenes/, hidden/, demo.json.
+    """Write the set into `folder`: PLANET-RGB/, EXTRA/, labels/, metadata.csv, splits.yaml, scenes/, hidden/, and
+    demo.json.
 
-    tile: pixels a side; regions: name -> Region. Returns what demo.json holds: version, seed, shift (pixels), the
-    numbers of hollows, and for each split what best_scores() gives; `best` and `best_rgb` are those of the validation
-    regions. The same seed gives the same bytes. InputError: tiles or regions too small to hold a slump.
+    tile: pixels a side; regions: name -> Region. Returns what demo.json holds: version, seed, shift (pixels), for each
+    split what best_scores() gives, `best` and `best_rgb` of the validation regions, and the scene's slumps. The same
+    seed gives the same bytes. InputError: tiles or regions too small to hold a slump.
     """
     folder, regions = Path(folder), regions or REGIONS
     if tile < 128 or any(min(r.tiles) < 2 or r.positive < 2 for r in (*regions.values(), scene)):
         raise InputError("demo set: tiles of 128 pixels, 2 x 2 of them and 2 with slumps a region at least")
-    tables, parts, numbers = [], {}, dict.fromkeys(STRENGTH, 0)
+    tables, parts = [], {}
     for name, region in regions.items():
-        drawn = draw_region(seed, name, region, tile, ((0.7 * tile, 0.06 * tile),))
+        drawn = draw_region(seed, name, region, tile, ((0.6 * tile, 0.045 * tile),))
         tables.append(write_tiles(folder, name, region, drawn, tile))
         positive = (tables[-1]["TrainClass"] == "positive").to_numpy().reshape(region.tiles)
-        parts.setdefault(region.split, []).append((drawn, positive))
-        for hollow in drawn.hollows:
-            numbers[hollow.kind] += 1
-    facts = {"version": DEMO_VERSION, "seed": seed, "shift": SHIFT, "hollows": numbers}
-    facts |= {split: best_scores(*zip(*found, strict=True), tile) for split, found in parts.items()}
-    facts |= {name: facts["val"][name] for name in ("best", "best_rgb")}
-    side = scene.tiles[0] * tile
+        parts.setdefault(region.split, []).append(facts_of(name, drawn, positive, tile))
+    side = scene.tiles[1] * tile
     drawn = draw_region(seed, "scene", scene, tile, ((0.28 * side, 0.02 * side), (0.12 * side, 0.012 * side)))
-    facts["scene"] = write_scene(folder, scene, drawn)
+    facts = {"version": DEMO_VERSION, "seed": seed, "shift": SHIFT}
+    facts |= {split: best_scores(found) for split, found in parts.items()}
+    facts |= {key: facts["val"][key] for key in LOOKS} | {"scene": write_scene(folder, scene, drawn)}
     atomic_write(folder / "metadata.csv", pd.concat(tables).to_csv(index=False))
     splits = {split: [n for n, r in regions.items() if r.split == split] for split in ("train", "val", "test")}
     atomic_write(folder / "splits.yaml", yaml.safe_dump(splits, sort_keys=False))

@@ -22,6 +22,7 @@ SCARP, SHADOW = 185.0, 44.0  # grey values of fresh soil in the sun and of what 
 RELIEF = 16.0  # metres, standard deviation
 DEPTH = 5.0  # metres of a fresh hollow
 GRAIN = 4.0  # grey values of noise, before the optics blur it
+STRIP = 256  # rows looked at together
 COARSE = 4  # what is wider than some 16 pixels is drawn on a grid so much coarser
 
 
@@ -45,7 +46,7 @@ class Tundra:
     height: np.ndarray  # float32 (H, W) metres
     light: np.ndarray  # float32 (H, W), about 1
     kind: np.ndarray  # uint8 (H, W): 0, MUD, GRAVEL, WATER
-    taken: np.ndarray  # bool (H, W): where a hollow lies, or beside one
+    taken: np.ndarray  # bool (H, W): where no hollow can lie: water, and near others
 
 
 def smooth(rng: np.random.Generator, shape: tuple[int, int], steps: tuple, weights: tuple) -> np.ndarray:
@@ -146,23 +147,59 @@ def regrow(rng: np.random.Generator, tundra: Tundra, window: tuple[slice, slice]
     tundra.ndvi[window][body] = (0.4 + 0.05 * fractal(rng, body.shape, (9, 4), (1, 0.5)))[body]
 
 
-def look_at(rng: np.random.Generator, tundra: Tundra, look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the satellite sees: RGB uint8 (3, H, W) of 1 to 255, NDVI and height above the surroundings (metres), float32.
+@dataclass(frozen=True)
+class Hollow:
+    """What an analyst may outline: its kind, the window of the region it lies in, and its pixels."""
 
-    NDVI is rounded to odd 400ths and the height to odd 20ths: neither is ever 0, which means no data.
+    kind: str
+    window: tuple[slice, slice]
+    body: np.ndarray  # bool, of the window's shape
+
+
+def place(rng, tundra: Tundra, box: tuple, size: tuple, kind: str, strength: float, burnt=False) -> Hollow | None:
+    """A hollow drawn on free land, None where there is no room.
+
+    box: top, left, height and width of where it belongs, pixels; a hollow short enough lies wholly within. size: its
+    length and width, pixels; those more than three times as long as wide lie across the slope.
+    """
+    length, width = size
+    rim = [min(0.75 * length + 8, side / 2 - 1) for side in box[2:]]
+    for _ in range(60):
+        spot = tuple(int(box[k] + rng.uniform(rim[k], box[k + 2] - rim[k])) for k in (0, 1))
+        if tundra.taken[spot]:
+            continue
+        rise = upslope(tundra, spot)
+        body = outline(rng, length, width, rise + (np.pi / 2 if length > 3 * width else rng.normal(0, 0.5)))
+        top, left = (spot[k] - body.shape[0] // 2 for k in (0, 1))
+        window = np.s_[top : top + len(body), left : left + len(body)]
+        if min(top, left) < 0 or tundra.taken[window].shape != body.shape or (body & tundra.taken[window]).any():
+            continue
+        paint(rng, tundra, window, body, rise, strength)
+        if burnt:
+            regrow(rng, tundra, window, body)
+        return Hollow(kind, window, body)
+    return None
+
+
+def look_at(rng: np.random.Generator, tundra: Tundra, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """What the satellite sees: RGB uint8 (3, H, W) of 1 to 255; NDVI and relative elevation (metres) float32 (2, H, W).
+
+    NDVI is rounded to odd 400ths and the elevation, which is that above the surroundings, to odd 20ths: neither is
+    ever 0, which means no data. Drawn in strips of STRIP rows, since small arrays are faster.
     """
     shape = tundra.ndvi.shape
-    rgb = np.empty((3, *shape), np.uint8)
-    for k in range(3):
-        seen = rng.standard_normal(shape, dtype=np.float32)
-        seen *= GRAIN
-        seen += look.gain * tundra.cover[k] * tundra.light
-        seen += look.haze * (1 + 0.3 * k)
-        blurred = cv2.GaussianBlur(np.clip(seen, 1, 255, out=seen).astype(np.uint8), (3, 3), 0.7)
-        rgb[k] = np.maximum(blurred, 1)
-    ndvi = 0.03 * rng.standard_normal(shape, dtype=np.float32) + tundra.ndvi
-    ndvi = (np.floor(cv2.GaussianBlur(ndvi, (3, 3), 0.7) * 200) + 0.5) / 200
     few = cv2.resize(tundra.height, (shape[1] // 16, shape[0] // 16), interpolation=cv2.INTER_AREA)
     around = cv2.resize(cv2.GaussianBlur(few, (0, 0), 4), shape[::-1], interpolation=cv2.INTER_LINEAR)
-    above = (np.floor((tundra.height - around) * 10) + 0.5) / 10
-    return rgb, ndvi, above
+    rgb, extra = np.empty((3, *shape), np.uint8), np.empty((2, *shape), np.float32)
+    for top in range(0, shape[0], STRIP):
+        rows = np.s_[top : top + STRIP]
+        for k in range(3):
+            seen = GRAIN * rng.standard_normal(around[rows].shape, dtype=np.float32)
+            seen += look.gain * tundra.cover[k, rows] * tundra.light[rows]
+            seen += look.haze * (1 + 0.3 * k)
+            blurred = cv2.GaussianBlur(np.clip(seen, 1, 255, out=seen).astype(np.uint8), (3, 3), 0.7)
+            rgb[k, rows] = np.maximum(blurred, 1)
+        ndvi = 0.03 * rng.standard_normal(around[rows].shape, dtype=np.float32) + tundra.ndvi[rows]
+        extra[0, rows] = (np.floor(cv2.GaussianBlur(ndvi, (3, 3), 0.7) * 200) + 0.5) / 200
+        extra[1, rows] = (np.floor((tundra.height[rows] - around[rows]) * 10) + 0.5) / 10
+    return rgb, extra

@@ -45,7 +45,7 @@ class Matches:
 
 
 class ObjectCurve(NamedTuple):
-    """precision, recall: (n,) with only blobs of at least `score` (n,), falling, kept; average_precision: their area."""
+    """precision, recall: (n,) with only blobs of at least `score` (n,), falling, kept; average_precision: area."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -197,7 +197,7 @@ def _count(words, first, start_row, end_row):
 
 
 def _fill(words, first, edges, width, prob, sums, start_row, end_row):
-    """Start and end of every run and, where prob is no None, its sum of prob. Numba leaves the branches of a None out."""
+    """Start and end of every run and, unless prob is None, its sum of prob; numba leaves the branches of a None out."""
     eight, top, one, where, shift = np.uint64(8), np.uint64(56), np.uint64(1), np.uint64(WHERE), np.uint64(61)
     for y in range(start_row, end_row):
         last, at = np.uint64(0), 2 * first[y]
@@ -287,7 +287,7 @@ def _overlaps(p_first, p_edges, p_label, t_first, t_edges, t_label, blobs):
 
 
 def _greedy(order, begin, partner, shared, p_area, t_area, free, limits, matched, found):
-    """Fills matched (n_iou, n_pred) and found (n_iou, n_target): each predicted blob in turn takes the best free one."""
+    """Fills matched (n_iou, n_pred) and found (n_iou, n_target): each predicted blob takes the best free one."""
     common = np.zeros(len(t_area), np.int64)
     for rank in range(len(order)):
         p = order[rank]

@@ -1,7 +1,8 @@
 """Augmentation of tiles and their classes: any number of bands, no data kept out, draws that never repeat."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for newer versions otherwise
 
@@ -10,10 +11,13 @@ import cv2
 import numpy as np
 
 from common.datasets.draws import generator, python_random
+from common.datasets.tile_photometry import PHOTOMETRIC
 from common.datasets.transforms import check_option
+from common.errors import InputError
 
 FIRST_POSITION = 100  # of the draws: below it are those of the sampler and of the stereo pairs
 ELASTIC_CELL = 32  # pixels between the knots of the elastic field
+ALPHA, SIGMA, FINE_CELL = 120, 6, 3  # of elastic-fine: as in A.ElasticTransform, and pixels between its knots
 
 
 def quarter_turn(plane: np.ndarray, draws: np.random.Generator) -> np.ndarray:
@@ -33,10 +37,10 @@ def library(make: Callable[[float], A.BasicTransform]) -> Callable:
     return warp
 
 
-def affine(strength: float) -> A.Affine:
+def affine(strength: float, shift: float = 0.0625) -> A.Affine:
     return A.Affine(
         scale=(1 / (1 + 0.2 * strength), 1 + 0.2 * strength),
-        translate_percent=(-0.0625 * strength, 0.0625 * strength),
+        translate_percent=(-shift * strength, shift * strength),
         rotate=(-min(180, 45 * strength), min(180, 45 * strength)),
         keep_ratio=True,
         border_mode=cv2.BORDER_CONSTANT,
@@ -60,47 +64,29 @@ def elastic(coordinates: np.ndarray, draws: np.random.Generator, strength: float
     """
     height, width = coordinates.shape[:2]
     knots = draws.normal(0, 3 * strength, (2 + height // ELASTIC_CELL, 2 + width // ELASTIC_CELL, 2))
+    return shifted(coordinates, knots)
+
+
+def elastic_fine(coordinates: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
+    """Shifts of the size and smoothness of A.ElasticTransform(alpha=120, sigma=6): 3.3 px (standard deviation).
+
+    White noise blurred by a Gaussian of 6 px, made on every third pixel and interpolated.
+    """
+    sigma = SIGMA / FINE_CELL
+    size = [2 + side // FINE_CELL + 2 * int(4 * sigma) for side in coordinates.shape[:2]]
+    # Noise of -1..1 blurred by sigma has a deviation of 1 / sqrt(3) / (2 sqrt(pi) sigma).
+    std = ALPHA / 3**0.5 / FINE_CELL * strength
+    knots = cv2.GaussianBlur(std * draws.standard_normal((*size, 2), np.float32), (0, 0), sigma)
+    margin = int(4 * sigma)  # where the blur has looked beyond the noise
+    return shifted(coordinates, knots[margin:-margin, margin:-margin])
+
+
+def shifted(coordinates: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Coordinates (H,W,3) moved by the shifts (h,w,2) of columns and rows at knots, cubic between them."""
+    height, width = coordinates.shape[:2]
     shift = cv2.resize(knots.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     return cv2.remap(coordinates, columns + shift[..., 0], rows + shift[..., 1], cv2.INTER_LINEAR)
-
-
-def noise(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    std = np.float32(draws.uniform(0.02, 0.1) * strength)
-    return image + std * draws.standard_normal(image.shape, np.float32)
-
-
-def gamma(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    """A power of each band, between the least and the greatest value that the tile has in it; one power for all."""
-    power = np.float32(np.exp(draws.uniform(-0.3, 0.3) * strength))
-    low = image.min((1, 2), where=inside, initial=np.inf, keepdims=True)
-    spread = image.max((1, 2), where=inside, initial=-np.inf, keepdims=True) - low
-    spread = np.where(spread > 0, spread, np.float32(1))
-    return low + spread * (((image - low) / spread).clip(0, 1) ** power)
-
-
-def brightness(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    return image + np.float32(draws.uniform(-0.2, 0.2) * strength)
-
-
-def contrast(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    """Distance from the tile's own mean of each band, times one factor for all bands."""
-    mean = image.mean((1, 2), where=inside, keepdims=True)
-    return mean + (image - mean) * np.float32(np.exp(draws.uniform(-0.2, 0.2) * strength))
-
-
-def band_jitter(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    """Factor and offset of every band by itself: another sensor gain, haze, season or region."""
-    factor = np.exp(draws.uniform(-0.15, 0.15, (len(image), 1, 1)) * strength).astype(np.float32)
-    return image * factor + (draws.uniform(-0.3, 0.3, (len(image), 1, 1)) * strength).astype(np.float32)
-
-
-def band_drop(image: np.ndarray, inside: np.ndarray, draws: np.random.Generator, strength: float) -> np.ndarray:
-    """Some bands (`strength` of them, at least one kept) become their mean over the training set, which is 0."""
-    count = min(max(1, round(strength)), len(image) - 1)
-    image = image.copy()
-    image[draws.permutation(len(image))[:count]] = 0
-    return image
 
 
 # In the order of application; strength 1 is the default of the ranges above, 0 is off.
@@ -114,16 +100,13 @@ WARPS = {
     "elastic": elastic,
     "grid": library(grid_distortion),
     "optical": library(optical_distortion),
+    "shift-scale-rotate": library(partial(affine, shift=0.1)),
+    "elastic-fine": elastic_fine,
 }
-PHOTOMETRIC = {
-    "noise": noise,
-    "gamma": gamma,
-    "brightness": brightness,
-    "contrast": contrast,
-    "band-jitter": band_jitter,
-    "band-drop": band_drop,
-}
-TILE_AUGMENTATIONS: dict[str, Callable] = TURNS | WARPS | PHOTOMETRIC
+LATER = ("shift-scale-rotate", "elastic-fine", "colour-jitter")  # behind the others, whose draws so stay what they were
+TILE_AUGMENTATIONS: dict[str, Callable] = dict(
+    sorted((TURNS | WARPS | PHOTOMETRIC).items(), key=lambda item: item[0] in LATER)
+)
 # rot90 at .75 makes the four directions equally likely. Dropping a band is an option.
 DEFAULT_TILE_PROBABILITIES = {
     "hflip": 0.5,
@@ -139,6 +122,15 @@ DEFAULT_TILE_PROBABILITIES = {
     "contrast": 0.3,
     "band-jitter": 0.3,
 }
+# For pictures with red, green and blue among their bands, when no other band may change its values.
+COLOUR_TILE_PROBABILITIES = {
+    "hflip": 0.5,
+    "vflip": 0.5,
+    "rot90": 0.75,
+    "shift-scale-rotate": 0.5,
+    "elastic-fine": 0.3,
+    "colour-jitter": 0.5,
+}
 
 
 class TileAugment:
@@ -146,7 +138,8 @@ class TileAugment:
 
     probabilities {name of TILE_AUGMENTATIONS: p}; strengths {name: factor on the default ranges}, 1 where not given.
     Every transform has its own stream of draws, as in StereoAugment. All warps of a sample are composed first and the
-    tile is interpolated once.
+    tile is interpolated once. rgb: channels of red, green, blue, with mean and std of all channels, for colour-jitter;
+    photometric: channels that the photometric ones may change (None: all). InputError for what is not known.
     """
 
     def __init__(
@@ -155,7 +148,14 @@ class TileAugment:
         *,
         strengths: Mapping[str, float] | None = None,
         seed: int = 0,
+        rgb: tuple[int, int, int] | None = None,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        photometric: Sequence[int] | None = None,
     ):
+        self.channels = None if photometric is None else list(photometric)
+        self.rgb = None if rgb is None else list(rgb)
+        self.scale = None if rgb is None else [np.array(v, np.float32)[self.rgb, None, None] for v in (mean, std)]
         self.probabilities = dict(probabilities)
         self.strengths = dict(strengths or {})
         self.seed = seed
@@ -163,6 +163,8 @@ class TileAugment:
             check_option("augmentation", name, p, 0, 1, TILE_AUGMENTATIONS)
         for name, strength in self.strengths.items():
             check_option("augmentation strength", name, strength, 0, 10, TILE_AUGMENTATIONS)
+        if rgb is None and self.probabilities.get("colour-jitter", 0) > 0:
+            raise InputError("augmentation colour-jitter: the bands hold no red, green and blue; choose band-jitter")
 
     def __call__(
         self, image: np.ndarray, target: np.ndarray, valid: np.ndarray, *, epoch: int, index: int
@@ -186,9 +188,19 @@ class TileAugment:
             image, target, valid = resample(image, target, valid, self.coordinates(valid.shape, warps))
         for name, draws in fired.items():
             if name in PHOTOMETRIC and valid.any():
-                changed = PHOTOMETRIC[name](image, valid, draws, self.strengths.get(name, 1.0))
-                image = np.where(valid, changed, np.float32(0))
+                image = np.where(valid, self.repaint(name, image, valid, draws), np.float32(0))
         return tuple(np.ascontiguousarray(plane) for plane in (image, target, valid))
+
+    def repaint(self, name: str, image: np.ndarray, valid: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+        """The image after one photometric transform of the channels that it may change."""
+        strength = self.strengths.get(name, 1.0)
+        if name == "colour-jitter":
+            mean, std = self.scale
+            raw = PHOTOMETRIC[name](image[self.rgb] * std + mean, valid, draws, strength)
+            return replaced(image, self.rgb, (raw - mean) / std)
+        if self.channels is None:
+            return PHOTOMETRIC[name](image, valid, draws, strength)
+        return replaced(image, self.channels, PHOTOMETRIC[name](image[self.channels], valid, draws, strength))
 
     def fired(self, epoch: int, index: int) -> dict[str, np.random.Generator]:
         """The transforms that a sample gets, with what each has left to draw; independent of what else is on."""
@@ -208,6 +220,12 @@ class TileAugment:
         for name, draws in warps.items():
             coordinates = WARPS[name](coordinates, draws, self.strengths.get(name, 1.0))
         return coordinates
+
+
+def replaced(image: np.ndarray, channels: Sequence[int], values: np.ndarray) -> np.ndarray:
+    image = image.copy()
+    image[channels] = values
+    return image
 
 
 def resample(

@@ -223,6 +223,9 @@ def main(argv=None):
     found = [runs.find_run(run) for run in args.runs]
     sets = whole_runs(task, found)
     rows = with_groups(rows_of_runs(session, found), args.group)
+    for option, job in task.jobs.items():
+        if session.settings[option]:
+            return job(rows, sets, found, session.settings)
     if args.fit_post:
         return fit_posts(session, sets, rows)
     if args.compare:

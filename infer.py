@@ -2,6 +2,7 @@
 
 python infer.py --runs runs/biomass-2x2-s42 --data DIR --tta hflip vflip swap --out preds/2x2
 python infer.py --runs runs/biomass-2x2-s42 --data DIR --rows oof     # gives the run's out-of-fold predictions back
+python infer.py --runs RUN --scene scenes/*.tif --out preds/map       # whole rasters, for tasks that map
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.datasets.folds import join_folds, read_folds
+from common.datasets.folds import TEST, join_folds, read_folds
 from common.engine import device as devices
 from common.engine import runs
 from common.engine.checkpoint import build, checkpoint_file
@@ -33,6 +34,8 @@ def parser_of(task):
     what.add_argument("--fold", type=int, nargs="+", help="only these folds (default: all of the run)")
     what.add_argument("--use", choices=("ema", "last", "best"), help="weights (default: as the run was trained with)")
     what.add_argument("--rows", choices=("test", "oof"), default="test", help="test, or each fold's validation rows")
+    if task.map_scenes:
+        what.add_argument("--scene", nargs="+", type=Path, help="map these rasters, or those of a folder, instead")
     what.add_argument("--tta", nargs="*", default=[], metavar="VIEW", help="views beside the identity, e.g. hflip swap")
     what.add_argument("--out", type=Path, help="folder (default: preds/<name of the first run>)")
     what.add_argument("--allow-bad-images", action=FLAG, default=False, help="exit 0 though an image was unreadable")
@@ -163,7 +166,7 @@ def main(argv=None):
     known = runs.run_settings(runs.find_run(first)) if first else {}
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
     exported = any(peek(argv, f"--{name}") for name in task.exports)
-    split = None if exported else "train" if peek(argv, "--rows") == "oof" else "test"
+    split = None if exported or peek(argv, "--scene") else "train" if peek(argv, "--rows") == "oof" else "test"
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args
     found = [runs.find_run(run) for run in args.runs]
@@ -171,10 +174,9 @@ def main(argv=None):
     machine = devices.start_machine(args.device_type, args.amp)
     if exported:
         return export(session, found, machine)
-    if args.rows == "test":
-        rows = task.read_test(session.data)
-    else:
-        rows = task.read_rows(session.data, runs.run_settings(found[0]))
+    if task.map_scenes and args.scene:
+        return map_scenes(session, found, machine)
+    rows = read_asked(session, found[0])
     sets, facts, bad = {}, [], []
     for run in found:
         sets[run.name], said, unread = predict_run(session, run, machine, rows)
@@ -187,12 +189,42 @@ def main(argv=None):
     return write_out(session, found, sets, facts, sorted(set(bad)))
 
 
-def export(session, found, machine) -> int:
-    """The trained models in another form than predictions, as the task's own option asks."""
+def read_asked(session, run: Path):
+    """The rows of --rows: test rows, which are those of the run's folds where the data has no others, or all of it."""
+    task, settings = session.task, runs.run_settings(run)
+    if session.args.rows == "oof":
+        return task.read_rows(session.data, settings)
+    rows = task.read_test(session.data)
+    folds = read_folds(run / "folds.csv")
+    known = set(folds["id"][folds["fold"] == TEST])
+    if len(rows) or not known:
+        return rows
+    rows = task.read_rows(session.data, settings)
+    return rows[rows["id"].isin(known)].reset_index(drop=True)
+
+
+def load_models(session, found, machine) -> tuple[list, list[str], dict]:
+    """([(model, spec)] of all runs and folds, the views asked for, the settings the first was trained with)."""
     task, args = session.task, session.args
     loaded = [one for run in found for one in load_run(run, task, args.fold, args.use, machine.device)]
     views = check_views(args.tta, loaded[0][2]["spec"]["views"])
-    models = [(model, content["spec"]) for _, model, content in loaded]
+    return [(model, content["spec"]) for _, model, content in loaded], views, loaded[0][2]["args"]
+
+
+def map_scenes(session, found, machine) -> int:
+    """Maps of the scenes that no other process has in hand. Exit code 3 if a part of one could not be read."""
+    models, views, trained = load_models(session, found, machine)
+    settings = session.settings | {"batch_size": session.args.batch_size or trained["batch_size"]}
+    names = {"run": " ".join(run.name for run in found)}
+    damaged = session.task.map_scenes(session.args.scene, models, read_post(found, session.task), views,
+                                      settings | names, machine, out_folder(session.args))  # fmt: skip
+    return 3 if damaged and not session.args.allow_bad_images else 0
+
+
+def export(session, found, machine) -> int:
+    """The trained models in another form than predictions, as the task's own option asks."""
+    task = session.task
+    models, views, _ = load_models(session, found, machine)
     for option, write in task.exports.items():
         if session.settings[option]:
             path = write(Path(session.settings[option]), models, read_post(found, task), views, session.settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.datasets.folds import folds_hash, hold_out, read_folds, write_folds
+from common.datasets.folds import TEST, folds_hash, hold_out, read_folds, write_folds
 from common.errors import InputError, run_script
 from common.session import begin, make_parser, pick_task
 from common.tasks import TASKS
@@ -23,7 +23,7 @@ def parser_of(task):
         "--folds", type=int, help="how many (default 5; the leave-out schemes make as many as there are)"
     )
     folds.add_argument(
-        "--hold", nargs="+", metavar="ID", help="instead of a scheme: these rows are fold 0, all others 1"
+        "--hold", nargs="+", metavar="ID", help="instead of a scheme: these rows are fold 0, all others are trained on"
     )
     folds.add_argument("--seed", type=int, default=42, help="of the search")
     folds.add_argument("--out", type=Path, help="file to write (default: folds.csv in the data folder)")
@@ -78,7 +78,7 @@ def with_test(rows, test, fold, group):
 
 def same_folds(path, table) -> bool:
     old = read_folds(path).set_index("id")["fold"]
-    return old[old >= 0].to_dict() == table[table["fold"] >= 0].set_index("id")["fold"].to_dict()
+    return old[old != TEST].to_dict() == table[table["fold"] != TEST].set_index("id")["fold"].to_dict()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from common.datasets.folds import check_groups, folds_hash, join_folds, read_folds, write_folds
+from common.datasets.folds import TEST, check_groups, folds_hash, join_folds, read_folds, write_folds
 from common.engine import device as devices
 from common.engine import runs
 from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
+from common.engine.experiments import LOCAL
 from common.engine.loop import Trainer, fit_closed_form
 from common.engine.rows import make_loader, predict_rows
 from common.engine.schedule import SCHEDULES, Plateau
@@ -30,7 +31,7 @@ from common.tasks import TASKS
 FLAG = argparse.BooleanOptionalAction
 # what may differ between two calls that train the same thing
 FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
-FREE |= {"samples_every", "save_every", "tensorboard", "train_folds", "workers"}
+FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "train_folds", "workers"}
 
 
 def parser_of(task):
@@ -61,6 +62,9 @@ def parser_of(task):
     optimiser.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (0 = off)")
     optimiser.add_argument("--ema-decay", type=float, default=0.99, help="moving average of the weights (0 = off)")
     optimiser.add_argument("--patience", type=int, default=0, help="epochs without a better score (0 = never stop)")
+    optimiser.add_argument(
+        "--collapse-epochs", type=int, default=3, help="of predicting nothing that end a run (0 = off)"
+    )
     optimiser.add_argument("--use", choices=("ema", "last", "best"), default="ema", help="weights of the predictions")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
@@ -71,6 +75,7 @@ def parser_of(task):
     machine.add_argument("--save-every", type=positive, default=1, help="epochs from one last.pt to the next")
     machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
     machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
+    machine.add_argument("--mlflow", nargs="?", const=LOCAL, metavar="URI", help=f"log to MLflow (default {LOCAL})")
     task.add_arguments(parser, "train")
     return parser
 
@@ -137,8 +142,8 @@ def choose_folds(session, known: list[int]) -> list:
 
 
 def split_rows(rows, fold):
-    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, fold -1 no part."""
-    rows = rows[rows["fold"] >= 0]
+    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, test rows no part."""
+    rows = rows[rows["fold"] != TEST]
     if fold == "all":
         return rows.reset_index(drop=True), None
     held = rows["fold"] == fold
@@ -202,7 +207,10 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
         header=header,
         machine=machine,
         plateau=Plateau(settings["plateau_factor"], settings["plateau_patience"]) if falls else None,
-        **{name: settings[name] for name in ("ema_decay", "grad_clip", "accumulate", "patience", "save_every", "seed")},
+        **{
+            name: settings[name]
+            for name in ("ema_decay", "grad_clip", "accumulate", "patience", "collapse_epochs", "save_every", "seed")
+        },
     )
     if settings["resume"]:
         trainer.resume()
@@ -217,7 +225,7 @@ def finish(session, folder, fold, header, history, frame, valid_rows, tracker, s
         if frame is not None:
             frame.insert(1, "fold", fold)
             task.write_set(folder, "oof", frame)
-        tracker.close(history)
+        tracker.close(history, frame)
         git, seconds = header["git"], round(time.time() - started, 1)
         line = {"run": settings["run"], "fold": fold, "score": score, "git": git["sha"], "dirty": git["dirty"]}
         line |= {"settings": settings_hash(settings, FREE), "folds": header["folds_hash"][:12], "seconds": seconds}

@@ -195,7 +195,7 @@ def test_broken_files(file, tmp_path):
         (table.assign(id=["ID01", *table["id"][1:]]), "ID01"),
         (table.assign(fold=["", *fold[1:]]), "1 rows have no fold"),
         (table.assign(fold=["1.5", *fold[1:]]), "ID00"),
-        (table.assign(fold=["-2", *fold[1:]]), "ID00"),
+        (table.assign(fold=["-3", *fold[1:]]), "ID00"),
         (table.assign(fold=["3" if f == "2" else f for f in fold]), "[0, 1, 3]"),
         (table.assign(fold="0"), "[0]"),
     ]

@@ -50,7 +50,7 @@ class Tiles(torch.utils.data.Dataset):
         valid = rng.random(size) < (0 if index == EMPTY else 0.8)
         image = np.where(valid, rng.normal(size=(CLASSES, *size)), 0).astype(np.float32)
         target = np.where(valid, rng.integers(0, CLASSES, size), 0)
-        return as_sample(image, target, valid, f"t{index}") | {"bad": False, "labelled": self.labelled}
+        return as_sample(image, valid, target.astype(np.uint8), f"t{index}") | {"bad": False, "labelled": self.labelled}
 
 
 class Tilted(torch.nn.Module):
@@ -140,9 +140,9 @@ def test_counts_alone_are_the_same_and_a_few_masks_are_kept_for_pictures(tmp_pat
 
 def test_a_tie_in_what_is_stored_is_counted_as_it_is_stored():
     prob = np.array([0.49999, 0.50001, 0.0])[:, None, None] * np.ones((1, 2, 2))
-    half = with_background(prob, np.array([[True, True], [True, False]]))
-    assert half.dtype == np.float16 and (half.argmax(axis=0) == 0).all() and half[:, 1, 1].tolist() == [1, 0, 0]
-    sample = as_sample(np.zeros((3, 2, 2), np.float32), np.ones((2, 2)), np.ones((2, 2), bool), "a")
+    half = with_background(prob, np.array([[True, True], [True, False]])).astype(np.float16)
+    assert (half.argmax(axis=0) == 0).all() and half[:, 1, 1].tolist() == [1, 0, 0]
+    sample = as_sample(np.zeros((3, 2, 2), np.float32), np.ones((2, 2), bool), np.ones((2, 2), np.uint8), "a")
     keeper = MapKeeper(CLASSES, None)
     batch = collate([sample | {"labelled": True}])
     kept = keeper(batch, {"prob": torch.tensor(prob, dtype=torch.float32)[None, None]})

@@ -45,6 +45,10 @@ def load(path) -> np.ndarray:
         raise InputError(f"{path}: cannot be read") from error
 
 
+def read_tile(path, bands) -> np.ndarray:
+    return load(path)
+
+
 def read_label(path, known) -> np.ndarray:
     raw = load(path)
     return np.select([raw == int(value) for value in known], list(known.values())).astype(np.uint8)
@@ -58,7 +62,7 @@ def size_of(path) -> tuple[int, int]:
     return 40, 40
 
 
-SOURCE = Source(read_tile=load, read_label=read_label, files_of=files_of, size_of=size_of)
+SOURCE = Source(read_tile=read_tile, read_label=read_label, files_of=files_of, size_of=size_of)
 
 
 def write(path: Path, array: np.ndarray) -> None:

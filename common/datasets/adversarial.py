@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from common.datasets.folds import TEST
 from common.errors import InputError
 
 LEAST = 5  # rows of the smaller side: below, an AUC says nothing
@@ -63,10 +64,10 @@ def fold_adversarial(statistics, fold, names, *, seed=0, groups=None, classifier
     whether the fold differs beyond them (below .5 is no information either, it happens where there are few groups).
     """
     statistics, fold = np.asarray(statistics, np.float64), np.asarray(fold)
-    used = fold >= 0
+    used = fold != TEST
     groups = None if groups is None else np.asarray(groups)[used]
     options = {"seed": seed, "groups": groups, "classifier": classifier, "top": top}
-    labels = np.unique(fold[used]).tolist()
+    labels = np.unique(fold[fold >= 0]).tolist()
     return [
         {"fold": k, **adversarial_auc(statistics[used], fold[used] == k, names, **options)}
         for k in tqdm(labels, desc="fold against fold", unit="fold", leave=False)

@@ -291,8 +291,8 @@ def describe_folds(rows, fold, group, *, outputs) -> str:
         near = touching(bounds_of(rows))
     except InputError:
         return text + "\nneighbours: unknown, the tiles have no place"
-    pairs = int(near.sum()) // 2
-    chance = pairs * (1 - sum(np.bincount(fold) ** 2 - np.bincount(fold)) / (len(fold) * (len(fold) - 1)))
+    pairs, sizes = int(near.sum()) // 2, np.unique(fold, return_counts=True)[1]
+    chance = pairs * (1 - sum(sizes**2 - sizes) / (len(fold) * (len(fold) - 1)))
     return text + (
         f"\nneighbours: {straddling(near, fold)} of {pairs} pairs of touching tiles are in different folds"
         f" (a random split: {chance:.0f})"

@@ -49,6 +49,10 @@ class CropPlan:
     expected: np.ndarray
     boosts: dict[str, dict[str, float]]
 
+    def draw(self, seed: int, epoch: int, index: int, count: int) -> tuple[int, int, int, int]:
+        """(tile, y, x, side) of crop `index` of an epoch; `count`, the crops of an epoch, decides nothing here."""
+        return (*draw_crop(self, seed, epoch, index), self.crop)
+
     @property
     def effective(self) -> float:
         """Number of windows that a uniform draw of the same entropy would have."""

@@ -17,6 +17,7 @@ from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.errors import InputError
 
 FOLDS = 5
+TEST, ALWAYS = -1, -2  # folds of rows that are never trained or tuned on, and of rows trained on in every fold
 REMAKE = "make it again with make_folds.py"
 LEAKS = (
     "scheme stratified leaks: it splits groups, so that rows of one date and place are on both sides and scores come"
@@ -181,14 +182,14 @@ def read_folds(path) -> pd.DataFrame:
         twice = table["id"][table["id"].duplicated()]
         raise InputError(f"{path} holds {twice.nunique()} ids more than once, {twice.iloc[0]} for one; {REMAKE}")
     fold = pd.to_numeric(table["fold"], errors="coerce")
-    wrong = table["id"][~((fold >= -1) & (fold % 1 == 0))]
+    wrong = table["id"][~((fold >= ALWAYS) & (fold % 1 == 0))]
     if len(wrong):
         raise InputError(
-            f"{path}: {len(wrong)} rows have no fold (a whole number from -1), {wrong.iloc[0]} for one; {REMAKE}"
+            f"{path}: {len(wrong)} rows have no fold (a whole number from {ALWAYS}), {wrong.iloc[0]} for one; {REMAKE}"
         )
     table["fold"] = fold.astype(int)
-    held = sorted(set(table["fold"]) - {-1})
-    if held != list(range(len(held))) or len(held) < 2:
+    held = sorted(set(table["fold"]) - {TEST, ALWAYS})
+    if held != list(range(len(held))) or len(held) + (table["fold"] == ALWAYS).any() < 2 or not held:
         raise InputError(f"{path} holds the folds {held}, not 0, 1, 2 ... without a gap; {REMAKE}")
     for name in table.columns.difference(["id", "path", "group", "fold"]):
         table[name] = pd.to_numeric(table[name], errors="coerce")
@@ -196,12 +197,12 @@ def read_folds(path) -> pd.DataFrame:
 
 
 def folds_hash(path) -> str:
-    """sha256 (hex) of who is validated when: (id, group, fold) of all rows of fold >= 0, sorted by id.
+    """sha256 (hex) of who is validated when: (id, group, fold) of all rows but test's, sorted by id.
 
     Line endings, order of rows or columns, paths, targets and test rows (fold -1) change nothing.
     """
     table = read_folds(path)
-    table = table[table["fold"] >= 0].sort_values("id")
+    table = table[table["fold"] != TEST].sort_values("id")
     content = json.dumps([table["id"].tolist(), table["group"].tolist(), table["fold"].tolist()])
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -217,7 +218,7 @@ def join_folds(rows, folds, path, *, dropped=()) -> pd.DataFrame:
             raise InputError(f"{name} holds the id {table['id'][table['id'].duplicated()].iloc[0]} twice; keep one")
     ids, known = set(rows["id"]), set(folds["id"])
     missing = sorted(ids - known)
-    surplus = sorted(set(folds["id"][folds["fold"] >= 0]) - ids - set(dropped))
+    surplus = sorted(set(folds["id"][folds["fold"] != TEST]) - ids - set(dropped))
     for these, what in ((missing, "of the data are not in it"), (surplus, "in it are not in the data")):
         if these:
             raise InputError(f"{path} belongs to other data: {len(these)} ids {what}, {these[0]} for one; {REMAKE}")
@@ -234,7 +235,7 @@ def check_groups(rows, path="folds.csv") -> None:
 
 
 def hold_out(rows, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows fold 1.
+    """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows are trained on.
 
     InputError for an id that is not in `rows`, or where nothing is left to train on.
     """
@@ -244,7 +245,7 @@ def hold_out(rows, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
             f"--hold {unknown[0] if unknown else '…'}: name some of the ids of the data, not others or all"
         )
     held = rows["id"].isin(ids).to_numpy()
-    return np.where(held, 0, 1), np.where(held, "held", "rest")
+    return np.where(held, 0, ALWAYS), np.where(held, "held", "rest")
 
 
 def quantile_bins(values, count: int = 5) -> np.ndarray:

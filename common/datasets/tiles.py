@@ -1,6 +1,6 @@
 """Tiles as training and inference see them: crops that a plan draws, or whole tiles; read by window from npy files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +11,27 @@ import torch
 from torch.utils.data import Dataset
 
 from common.datasets.cache import cached_folder, remembered_hash
-from common.datasets.crops import IGNORED, CropPlan, draw_crop
+from common.datasets.crops import IGNORED
 from common.datasets.inputs import make_channels, standardise, valid_pixels
 from common.datasets.texture import TEXTURE_VERSION, glcm
 from common.errors import InputError
 
-VERSION = 1  # of what is stored per tile
+VERSION = 2  # of what is stored per tile
+
+
+def itself(label: str) -> list[str]:
+    return [label]
 
 
 @dataclass(frozen=True)
 class Source:
     """How a competition's files become arrays."""
 
-    read_tile: Callable[[str], np.ndarray]  # path of a row -> float32 (C,H,W) raw
+    read_tile: Callable[[str, Sequence[str]], np.ndarray]  # (path of a row, bands) -> float32 (C,H,W) raw
     read_label: Callable[[str, dict], np.ndarray]  # (label of a row, label map) -> uint8 (H,W) classes
     files_of: Callable[[str], list[Path]]  # path of a row -> all files that its tile is read from
     size_of: Callable[[str], tuple[int, int]]  # (H, W) where the tile itself cannot be read
+    label_files: Callable[[str], list] = itself  # label of a row -> all files that it is read from
 
 
 def texture_maps(tile: np.ndarray, spec: dict) -> np.ndarray | None:
@@ -61,10 +66,11 @@ class TileStore:
 
     def tile(self, index: int) -> np.ndarray:
         """Raw bands (C,H,W); an npy slice is its own cache."""
-        path = self.paths[index]
+        path, bands = self.paths[index], self.spec["bands"]
         if Path(path).suffix == ".npy":
             return self.held("tile", index, lambda: open_slice(path))
-        return self.held("tile", index, lambda: self.stored("tile", index, {}, lambda: self.source.read_tile(path)))
+        make = lambda: self.source.read_tile(path, bands)  # noqa: E731
+        return self.held("tile", index, lambda: self.stored("tile", index, {"bands": bands}, make))
 
     def texture(self, index: int) -> np.ndarray | None:
         texture = self.spec["scaling"]["texture"]
@@ -86,7 +92,8 @@ class TileStore:
                 raise InputError(f"{path}: its size {label.shape} is not the tile's {tile.shape[1:]}; cut both alike")
             return np.where(valid_pixels(tile), label, IGNORED).astype(np.uint8)
 
-        inputs = {"map": known, "content": remembered_hash(path)}
+        content = [remembered_hash(file) for file in self.source.label_files(path)]
+        inputs = {"map": known, "label": Path(path).name, "content": content}
         return self.held("label", index, lambda: self.stored("label", index, inputs, make))
 
     def held(self, kind: str, index: int, load: Callable) -> np.ndarray:
@@ -111,7 +118,7 @@ class TileStore:
         return np.load(folder / "array.npy", mmap_mode="r")
 
     def window(self, index: int, y: int, x: int, height: int, width: int) -> tuple:
-        """(channels float32 (C',h,w) not yet standardised, valid bool (h,w), target uint8 (h,w) or None)."""
+        """(channels float32 (C',h,w) not yet standardised, data bool (h,w), label uint8 (h,w) or None)."""
         area = np.s_[..., y : y + height, x : x + width]
         tile, label, texture = np.asarray(self.tile(index)[area], np.float32), self.label(index), self.texture(index)
         scaling = self.spec["scaling"]
@@ -133,17 +140,19 @@ class TileStore:
 
 
 class TileDataset(Dataset):
-    """Rows to samples {"image" float32 (C',H,W), "target" int64 (H,W), "valid" bool (H,W), "id"}.
+    """Rows to samples {"image" float32 (C',H,W), "target" int64 (H,W), "valid" bool (H,W), "data" bool (H,W), "id"}.
 
+    data: where the tile has pixels; valid: where its label, if it has one, is known too.
     plan and count: `count` crops an epoch, drawn by the plan and augmented, by key (epoch, index); without a plan every
     row's whole tile, nothing random. on_bad "mark": a tile that cannot be read is all no data and "bad".
+    soften(target, valid) -> (valid, confidence or None): what training takes of a crop's labels, see soft_targets.
     """
 
-    def __init__(self, rows, spec, source, *, cache, plan: CropPlan | None = None, count=0, augment=None, seed=0,
-                 on_bad="error"):  # fmt: skip
+    def __init__(self, rows, spec, source, *, cache, plan=None, count=0, augment=None, seed=0, on_bad="error",
+                 soften=None):  # fmt: skip
         self.ids, self.spec, self.plan, self.count = list(rows["id"]), spec, plan, count
         self.store = TileStore(rows, spec, source, cache=cache, keep=plan is not None)
-        self.augment, self.seed, self.on_bad = augment, seed, on_bad
+        self.augment, self.seed, self.on_bad, self.soften = augment, seed, on_bad, soften
 
     def __len__(self) -> int:
         return self.count if self.plan else len(self.ids)
@@ -152,20 +161,23 @@ class TileDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if self.plan is None:
             return self.whole(index)
-        tile, y, x = draw_crop(self.plan, self.seed, epoch, index)
-        image, valid, target = self.standard(self.store.window(tile, y, x, self.plan.crop, self.plan.crop))
+        tile, y, x, side = self.plan.draw(self.seed, epoch, index, self.count)
+        image, data, label = resized(*self.standard(self.store.window(tile, y, x, side, side)), self.plan.crop)
         if self.augment:
-            image, target, valid = self.augment(image, target, valid, epoch=epoch, index=index)
-        return as_sample(image, target, valid, self.ids[tile]) | {"labelled": True}
+            image, label, data = self.augment(image, label, data, epoch=epoch, index=index)
+        sample = as_sample(image, data, label, self.ids[tile]) | {"labelled": True}
+        if self.soften:
+            valid, soft = self.soften(sample["target"].numpy().astype(np.uint8), sample["valid"].numpy())
+            sample |= {"valid": torch.from_numpy(valid)} | ({} if soft is None else {"soft": torch.from_numpy(soft)})
+        return sample
 
     def standard(self, window: tuple) -> tuple:
-        channels, valid, label = window
-        target = np.zeros(valid.shape, np.uint8) if label is None else np.where(valid, label, 0)
-        return standardise(channels, valid, self.spec["mean"], self.spec["std"]), valid, target
+        channels, data, label = window
+        return standardise(channels, data, self.spec["mean"], self.spec["std"]), data, label
 
     def whole(self, index: int) -> dict:
         try:
-            image, valid, target = self.standard(self.store.whole(index))
+            image, data, label = self.standard(self.store.whole(index))
             bad = False
         except InputError as error:
             if self.on_bad == "error":
@@ -173,18 +185,34 @@ class TileDataset(Dataset):
             print(f"unreadable: {error}")
             size, bad = self.store.source.size_of(self.store.paths[index]), True
             image = np.zeros((len(self.spec["inputs"]), *size), np.float32)
-            valid, target = np.zeros(size, bool), np.zeros(size, np.uint8)
-        return as_sample(image, target, valid, self.ids[index]) | {
+            data, label = np.zeros(size, bool), None
+        return as_sample(image, data, label, self.ids[index]) | {
             "bad": bad,
             "labelled": self.store.labels is not None,
         }
 
 
-def as_sample(image, target, valid, name: str) -> dict:
+def resized(image: np.ndarray, data: np.ndarray, label: np.ndarray, side: int) -> tuple:
+    """A window at another size (side x side): bands by area or linearly, data and label from the nearest pixel."""
+    if data.shape == (side, side):
+        return image, data, label
+    way = cv2.INTER_AREA if data.shape[0] > side else cv2.INTER_LINEAR
+    bands = np.stack([cv2.resize(band, (side, side), interpolation=way) for band in image])
+    planes = [cv2.resize(plane.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+              for plane in (data, label)]  # fmt: skip
+    data = planes[0].astype(bool)
+    return np.where(data, bands, np.float32(0)), data, planes[1]
+
+
+def as_sample(image, data, label, name: str) -> dict:
+    """label: uint8 (H,W) with IGNORED where it is not known; None for a tile without one: all data is valid then."""
+    valid = data if label is None else data & (label != IGNORED)
+    target = np.zeros(data.shape, np.int64) if label is None else np.where(valid, label, 0)
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image)),
         "target": torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64)),
         "valid": torch.from_numpy(np.ascontiguousarray(valid)),
+        "data": torch.from_numpy(np.ascontiguousarray(data)),
         "id": name,
     }
 
@@ -194,7 +222,7 @@ def collate(samples: list[dict]) -> dict:
     sizes = [tuple(sample["valid"].shape) for sample in samples]
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     batch = {}
-    for name in ("image", "target", "valid"):
+    for name in ("image", "target", "valid", "data", *(["soft"] if "soft" in samples[0] else [])):
         padded = [torch.nn.functional.pad(s[name], (0, width - w, 0, height - h))
                   for s, (h, w) in zip(samples, sizes, strict=True)]  # fmt: skip
         batch[name] = torch.stack(padded)

@@ -45,6 +45,7 @@ class Trainer:
         grad_clip: float = 0.0,
         accumulate: int = 1,
         patience: int = 0,
+        collapse_epochs: int = 0,
         save_every: int = 1,
         seed: int = 0,
         on_epoch=None,
@@ -55,6 +56,7 @@ class Trainer:
         self.machine, self.device, self.amp = machine, device, machine.amp
         self.stages, self.folder, self.header = stages, folder, header
         self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
+        self.collapse_epochs = collapse_epochs
         self.seed, self.on_epoch, self.plateau = seed, on_epoch, plateau
         self.epochs = sum(stage.epochs for stage in stages)
         groups = [{**group, "lr0": group["lr"]} for group in groups]
@@ -78,7 +80,17 @@ class Trainer:
             record = self.train_epoch(epoch)
             record |= self.validate(self.evaluated, epoch)
             self.finish_epoch(epoch, record)
+            self.check_collapse()
         return self.history
+
+    def check_collapse(self) -> None:
+        """InputError where the last `collapse_epochs` validations found nothing of what is looked for."""
+        last = self.history[-self.collapse_epochs :] if self.collapse_epochs else []
+        if last and len(last) == self.collapse_epochs and all(line.get("predicts_nothing") for line in last):
+            raise InputError(
+                f"collapsed: for {len(last)} epochs, to epoch {self.next_epoch}, no pixel was predicted that is looked "
+                "for; take a loss that weighs misses more, a smaller --lr, or --collapse-epochs 0 to go on regardless"
+            )
 
     def stopped_early(self) -> bool:
         return bool(self.patience) and self.since_best >= self.patience

@@ -5,6 +5,7 @@ import json
 from tqdm import tqdm
 
 from common.engine.device import gather_predictions
+from common.engine.experiments import Experiment
 from common.engine.predict import predict
 from common.outputs.curves import write_curves
 
@@ -35,11 +36,14 @@ class Tracker:
     def __init__(self, folder, settings: dict, task, spec: dict, valid_rows, valid_loader, machine):
         self.folder, self.settings, self.task, self.spec, self.machine = folder, settings, task, spec, machine
         self.valid_rows, self.loader = valid_rows, valid_loader
-        self.frame, self.writer = None, None
+        self.frame, self.writer, self.experiment = None, None, None
         if settings["tensorboard"] and machine.main:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(folder / "tensorboard")
+        if settings["mlflow"] and machine.main:
+            name = f"{settings['run']}-{folder.name}"
+            self.experiment = Experiment(settings["mlflow"], task.experiment or task.name, name, folder, settings)
 
     def validate(self, model, epoch: int) -> dict:
         """{"score": …} over the validation rows by the inference path; score None where there are none."""
@@ -68,6 +72,8 @@ class Tracker:
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self.writer.add_scalar(key, value, record["epoch"])
             self.writer.flush()
+        if self.experiment:
+            self.experiment.log(record, self.task.tracked)
         every = self.settings["samples_every"]
         if every and self.frame is not None and record["epoch"] % every == 0:
             self.draw(f"epoch{record['epoch']:03d}")
@@ -82,10 +88,16 @@ class Tracker:
 
                 self.writer.add_image("samples", cv2.imread(str(path))[..., ::-1].copy(), dataformats="HWC")
 
-    def close(self, history: list[dict]) -> None:
+    def close(self, history: list[dict], frame) -> None:
+        """Curves of the history and, where the fold was validated, of its out-of-fold set `frame`."""
         if self.writer:
             self.writer.close()
         write_curves(self.folder / "curves.png", history, title=f"{self.settings['run']} {self.folder.name}")
+        artifacts = {"best_model.pth": self.folder / "best.pt", "curves.png": self.folder / "curves.png"}
+        if "curve" in self.task.draw and frame is not None and "prob" in frame:
+            artifacts["pr_curve.png"] = self.task.draw["curve"](frame, self.folder / "pr_curve.png")
+        if self.experiment:
+            self.experiment.close(artifacts)
 
 
 def read_log(folder) -> list[dict]:

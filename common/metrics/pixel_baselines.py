@@ -16,10 +16,11 @@ PIXELS = 20_000  # the fit's; on the demo set three times as many add .01 at mos
 
 
 def held_folds(rows: pd.DataFrame) -> list[int]:
-    """The folds to hold out. InputError: fewer than two, or test rows (-1) among them."""
-    held = sorted(set(rows["fold"].tolist()))
-    if len(held) < 2 or held[0] < 0:
-        raise InputError(f"baseline: needs rows of two folds or more from 0 on, got folds {held}; see make_folds.py")
+    """The folds to hold out, each with others to fit on. InputError where there are none, or test rows (-1)."""
+    folds = sorted(set(rows["fold"].tolist()))
+    held = [fold for fold in folds if fold >= 0]
+    if len(folds) < 2 or not held or -1 in folds:
+        raise InputError(f"baseline: needs rows of two folds or more from 0 on, got folds {folds}; see make_folds.py")
     return held
 
 

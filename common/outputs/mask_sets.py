@@ -10,7 +10,7 @@ import torch
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.segmentation import confusion, count_columns
-from common.outputs.masks import read_beside, read_probs, write_probs
+from common.outputs.masks import holds_logit, logit_of, read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
@@ -20,11 +20,12 @@ SHOWN = 6  # tiles whose masks stay in memory, for pictures
 class MapKeeper:
     """engine.predict's `keep`: probabilities of a batch -> counts per tile, maps in files, a few masks for pictures.
 
-    Without data a pixel is background. What is counted is what is stored: the largest of the float16 probabilities.
+    Without data a pixel is background. What is counted is what is stored: the largest of the float16 probabilities, or
+    the sign of the float16 logit where maps are kept as_logit.
     """
 
-    def __init__(self, classes: int, folder: Path | None):
-        self.classes, self.folder = classes, folder
+    def __init__(self, classes: int, folder: Path | None, *, as_logit: bool = False):
+        self.classes, self.folder, self.as_logit = classes, folder, as_logit
         self.shown: dict[str, np.ndarray] = {}
 
     def __call__(self, batch: dict, seen: dict) -> dict:
@@ -33,29 +34,31 @@ class MapKeeper:
         for index, name in enumerate(batch["id"]):
             height, width = batch["size"][index]
             valid = batch["valid"][index, :height, :width].numpy()
+            data = batch["data"][index, :height, :width].numpy()
             target = batch["target"][index, :height, :width].numpy()
-            half = with_background(prob[index, :, :height, :width], valid)
-            pred = half.argmax(axis=0).astype(np.uint8)
+            known = with_background(prob[index, :, :height, :width], data)
+            pred = (logit_of(known) > 0 if self.as_logit else known.astype(np.float16).argmax(axis=0)).astype(np.uint8)
             counts.append(confusion(target, pred, valid, self.classes))
-            nodata.append(int((~valid).sum()))
+            nodata.append(int((~data).sum()))
             if self.folder is not None:
                 truth = target.astype(np.uint8) if batch["labelled"] else None
-                write_probs(Path(self.folder) / f"{name}.npz", half, valid=valid, target=truth)
+                path = Path(self.folder) / f"{name}.npz"
+                write_probs(path, known, valid=valid, target=truth, as_logit=self.as_logit)
             elif len(self.shown) < SHOWN:
                 self.shown[name] = pred
         return {"counts": torch.from_numpy(np.stack(counts))[None], "nodata": torch.tensor(nodata)[None]}
 
 
 def with_background(prob: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """float16 (K,H,W) of prob with certain background where there is no data."""
-    half = prob.astype(np.float16)
-    half[:, ~valid] = 0
-    half[0, ~valid] = 1
-    return half
+    """prob (K,H,W) with certain background where there is no data."""
+    known = np.where(valid, prob, np.float32(0))
+    known[0, ~valid] = 1
+    return known
 
 
 def keep_maps(spec: dict, settings: dict, folder: Path | None) -> MapKeeper:
-    return MapKeeper(len(spec["outputs"]), folder if settings.get("oof", True) else None)
+    as_logit = spec.get("maps") == "logit"
+    return MapKeeper(len(spec["outputs"]), folder if settings.get("oof", True) else None, as_logit=as_logit)
 
 
 def write_set(folder: Path, kind: str, frame: pd.DataFrame) -> Path:
@@ -119,7 +122,8 @@ def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
     for row, name in zip(range(len(mean)), mean["id"], strict=True):
         maps = [read_probs(by_id[name]) for by_id in paths.values()]
         beside = {key: read_beside(paths[first][name], key) for key in ("valid", *(["target"] if counted else []))}
-        write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), **beside)
+        as_logit = holds_logit(paths[first][name])
+        write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), as_logit=as_logit, **beside)
         mean.loc[mean.index[row], "prob"] = str(Path(folder) / f"{name}.npz")
     return recounted(mean, round(sum(name.startswith("n_") for name in mean) ** 0.5)) if counted else mean
 

@@ -19,6 +19,7 @@ from common.outputs.predictions import listed
 
 TIFF = {".tif", ".tiff"}
 FAULTS = (OSError, ValueError, struct.error, zlib.error)  # of a file that is cut off or of another kind
+MOST_LOGIT = 60.0  # e^-60 is a probability that float32 still tells from 0
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # pixel scale, tie points, matrix, keys, doubles, text
 
 
@@ -119,11 +120,14 @@ def validate_masks(folder: str | Path, rows: pd.DataFrame, *, values: Sequence[i
     return len(wanted)
 
 
-def write_probs(path: str | Path, prob: np.ndarray, *, valid: np.ndarray | None = None, target=None) -> Path:
+def write_probs(
+    path: str | Path, prob: np.ndarray, *, valid: np.ndarray | None = None, target=None, as_logit: bool = False
+) -> Path:
     """Write class probabilities (K,H,W) of one tile as float16 under the key "prob" of an npz, atomically.
 
     Kept beside it where given: valid, bool (H,W), where there is data; target, uint8 (H,W) of classes, the truth of a
-    valid pixel: an out-of-fold set then knows its truth wherever it is moved.
+    valid pixel: an out-of-fold set then knows its truth wherever it is moved. as_logit (two classes): instead of "prob"
+    the key "logit" (H,W) of the second class, which keeps its digits where probabilities crowd near 0 and 1.
 
     These are values before thresholds and morphology. InputError where they are not finite or outside [0, 1].
     """
@@ -131,10 +135,21 @@ def write_probs(path: str | Path, prob: np.ndarray, *, valid: np.ndarray | None 
         raise ValueError(f"probabilities are (K,H,W), got {prob.shape}")
     if not (np.isfinite(prob).all() and prob.min(initial=0) >= 0 and prob.max(initial=1) <= 1.001):
         raise InputError(f"{path}: probabilities are not finite or not within 0 and 1; predict this tile again")
-    stored = prob.astype(np.float16)
     beside = {"valid": valid, "target": target}
-    arrays = {"prob": stored} | {name: array for name, array in beside.items() if array is not None}
+    stored = {"logit": logit_of(prob)} if as_logit else {"prob": prob.astype(np.float16)}
+    arrays = stored | {name: array for name, array in beside.items() if array is not None}
     return atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
+
+def logit_of(prob: np.ndarray) -> np.ndarray:
+    """float16 (H,W): log p1 - log p0 of probabilities (2,H,W), each with its own digits; within +-MOST_LOGIT."""
+    low, high = np.log(np.maximum(prob, np.finfo(np.float32).tiny).astype(np.float32))
+    return np.clip(high - low, -MOST_LOGIT, MOST_LOGIT).astype(np.float16)
+
+
+def read_logit(path: str | Path) -> np.ndarray:
+    """float32 (H,W), the logit of the second class that `write_probs` stored; InputError where there is none."""
+    return read_beside(path, "logit").astype(np.float32)
 
 
 def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
@@ -147,7 +162,11 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
         raise InputError(f"{path}: no such file; predict this tile again (training with --no-oof keeps counts only)")
     try:
         with np.load(path) as file:
-            prob = file["prob"].astype(np.float32)
+            if "logit" in file:
+                logit = file["logit"].astype(np.float32)
+                prob = np.stack([1 / (1 + np.exp(sign * logit)) for sign in (1, -1)])
+            else:
+                prob = file["prob"].astype(np.float32)
     except (*FAULTS, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: holds no array prob ({error}); predict this tile again") from error
     if prob.ndim != 3 or (classes is not None and len(prob) != classes):
@@ -155,8 +174,17 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
     return prob
 
 
+def holds_logit(path: str | Path) -> bool:
+    """Whether a file of `write_probs` was written as_logit; InputError where it cannot be read."""
+    try:
+        with np.load(Path(path)) as file:
+            return "logit" in file
+    except (*FAULTS, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable map ({error}); predict this tile again") from error
+
+
 def read_beside(path: str | Path, name: str) -> np.ndarray:
-    """(H,W) "valid" or "target" that `write_probs` kept beside the probabilities; InputError where there is none."""
+    """(H,W) "valid", "target" or "logit" of a file of `write_probs`; InputError where there is none."""
     try:
         with np.load(Path(path)) as file:
             return file[name]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.metrics.segmentation import mcc
-from common.outputs.masks import read_beside, read_probs, write_probs
+from common.outputs.masks import holds_logit, read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
 from common.post.blend import FORMAT, ZERO, used_members
 from common.post.thresholds import checked_thresholds, fit_thresholds, sample_pixels, weighted_counts
@@ -218,7 +218,9 @@ def apply_blend(blend: dict, sets: Mapping[str, pd.DataFrame], folder: str | Pat
             sizes = ", ".join(f"{name} {prob.shape}" for name, prob in zip(frames, probs, strict=True))
             raise InputError(f"blend: tile {tile} is predicted at different sizes: {sizes}; predict the same rows")
         valid = read_beside(first["prob"].iloc[index], "valid")
-        paths.append(str(write_probs(Path(folder) / f"{tile}.npz", mix(probs, list(used.values())), valid=valid)))
+        as_logit = holds_logit(first["prob"].iloc[index])
+        prob = mix(probs, list(used.values()))
+        paths.append(str(write_probs(Path(folder) / f"{tile}.npz", prob, valid=valid, as_logit=as_logit)))
     kept = [name for name in ("id", "fold", "nodata") if name in first]
     return first[kept].assign(prob=paths)
 

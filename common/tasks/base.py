@@ -82,6 +82,8 @@ class Task:
     make_frame: Callable[..., pd.DataFrame]  # (engine.predict's answer, spec, rows with truth or None): a line per id
     score: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame) -> {"score": …}
     say_epoch: Callable[[dict], list[str]] = lambda record: []  # lines beside an epoch's, from its log record
+    tracked: dict[str, str] = field(default_factory=dict)  # key of a log record -> its name for --mlflow
+    experiment: str = ""  # of --mlflow (default: the task's name)
     read_set: Callable[[Path], pd.DataFrame]  # a prediction set, out-of-fold or test
     read_run: Callable[[Path], pd.DataFrame]  # the out-of-fold set of a run folder
     write_set: Callable[[Path, str, pd.DataFrame], Path]  # (folder, "oof" or "pred", set)
@@ -93,6 +95,7 @@ class Task:
     write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
     score_hidden: Callable = lambda frame, data: []  # (final frame, data): lines on truth that a demo set hides
     exports: dict[str, Callable] = field(default_factory=dict)  # option of infer.py -> writer of the models
+    map_scenes: Callable[..., bool] | None = None  # (paths, models, post, views, settings, machine, folder) -> damaged
 
     # ensembles
     blends: tuple[str, ...]  # kinds of blend, the default first
@@ -102,5 +105,6 @@ class Task:
     baselines: Callable[..., dict] = lambda rows, facts, settings: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
     compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side
+    jobs: dict[str, Callable] = field(default_factory=dict)  # option of ensemble.py -> (rows, sets, runs, settings)
     group_column: str = "group"  # what strangers' predictions are judged by
-    draw: dict = field(default_factory=dict)  # "sheet" and "samples": pictures of inputs and of predictions
+    draw: dict = field(default_factory=dict)  # "sheet", "samples", "curve": pictures of inputs, predictions, a fold

@@ -14,7 +14,7 @@ from common.datasets import glacier_files as files
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.cache import inputs_hash
 from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
-from common.datasets.folds import FOLDS
+from common.datasets.folds import FOLDS, TEST
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
@@ -121,6 +121,11 @@ def files_of(path: str) -> list[Path]:
     return [files.list_tiles(path.parent.parent, folder)[key] for folder in files.BANDS.values()]
 
 
+def read_tile(path: str, bands) -> np.ndarray:
+    """All five bands: this competition has no choice of them."""
+    return files.read_tile(path)
+
+
 def size_of(path: str) -> tuple[int, int]:
     profile = files.profile_of(path)
     return profile["height"], profile["width"]
@@ -164,7 +169,7 @@ def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
 def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, float]:
     """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
     outputs = outputs_of(rows)
-    known = rows[rows["fold"] >= 0].reset_index(drop=True)
+    known = rows[rows["fold"] != TEST].reset_index(drop=True)
     label = label_maps(rows, settings)
     pixels = {"read_tile": files.read_tile, "read_target": lambda path: files.read_label(path, label)}
     scores = {"constant": constant_score(known, **pixels, classes=len(outputs))}
@@ -225,7 +230,7 @@ def add_arguments(parser, script: str) -> None:
                              help="write solution.py and model.pth to DIR instead of predictions")  # fmt: skip
 
 
-SOURCE = Source(read_tile=files.read_tile, read_label=files.read_label, files_of=files_of, size_of=size_of)
+SOURCE = Source(read_tile=read_tile, read_label=files.read_label, files_of=files_of, size_of=size_of)
 TASK = make_segmentation_task(
     name="glacier",
     slug="glacierhack",

@@ -12,6 +12,7 @@ from common.datasets.inputs import channel_names, channel_statistics, valid_pixe
 from common.datasets.tiles import Source, TileStore, collate, init_worker
 from common.engine.checkpoint import initial_checkpoint, load_checkpoint, whole_state
 from common.engine.schedule import Stage
+from common.errors import InputError
 from common.losses.reduce import all_sum
 from common.losses.segmentation import build_loss
 from common.metrics.segmentation import class_table, count_columns, counts_of, mcc, mean_iou
@@ -22,7 +23,7 @@ from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, w
 from common.outputs.masks import validate_masks, write_masks
 from common.tasks.base import Task
 from common.tasks.segmentation_data import open_rows, open_training, prepare
-from common.tasks.segmentation_options import add_options, parse_pair
+from common.tasks.segmentation_options import add_options, add_post_options, parse_pair
 
 TURNS = ["identity", "hflip", "vflip", "rot90", "rot180", "rot270"]
 VIEWS = [*TURNS, "scale0.75", "scale1.25"]
@@ -40,9 +41,9 @@ def texture_spec(rows: pd.DataFrame, settings: dict, bands: tuple, source: Sourc
     """The texture bands with their grey levels between the 1st and 99th percentile of the training rows' band."""
     if not settings["texture"]:
         return None
-    place, values = bands.index(settings["texture_band"]), []
+    place, values = list(bands).index(settings["texture_band"]), []
     for path in few(rows)["path"]:
-        tile = source.read_tile(path)
+        tile = source.read_tile(path, bands)
         values.append(tile[place][valid_pixels(tile)][::17])
     low, high = np.percentile(np.concatenate(values), (1, 99))
     return {
@@ -63,9 +64,12 @@ def input_statistics(rows: pd.DataFrame, spec: dict, settings: dict, source: Sou
     return channel_statistics(store.whole(index)[:2] for index in range(len(rows)))
 
 
-def make_spec(rows, settings, *, name: str, bands: tuple, outputs_of: Callable, label_maps: Callable, source) -> dict:
-    """Everything inference needs, as plain types; statistics come from the training rows given."""
-    outputs = list(outputs_of(rows))
+def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_maps: Callable, source, own) -> dict:
+    """Everything inference needs, as plain types; statistics come from the training rows given.
+
+    own: what the competition adds to it; with "colour" photometric augmentation touches red, green and blue alone.
+    """
+    outputs, bands = list(outputs_of(rows)), list(settings.get("bands") or bands)
     scaling = {"scale": settings["scale"], "indices": list(settings["indices"])}
     scaling["texture"] = texture_spec(rows, settings, bands, source)
     inputs = channel_names(bands, scaling["indices"], scaling["texture"])
@@ -73,7 +77,7 @@ def make_spec(rows, settings, *, name: str, bands: tuple, outputs_of: Callable, 
         "task": name,
         "family": "segmentation",
         "outputs": outputs,
-        "bands": list(bands),
+        "bands": bands,
         "inputs": inputs,
         "scaling": scaling,
         "label_map": {str(raw): index for raw, index in label_maps(rows, settings).items()},
@@ -88,10 +92,23 @@ def make_spec(rows, settings, *, name: str, bands: tuple, outputs_of: Callable, 
             "stem": settings["stem"],
             "dropout": settings["dropout"],
             "drop_path": settings["drop_path"],
+            **({"fusion": "late", "rgb": rgb_of(inputs)} if settings["fusion"] == "late" else {}),
         },
+        **own,
     }
+    if own.get("colour"):
+        spec["colour"] = rgb_of(inputs)
     spec["mean"], spec["std"] = input_statistics(rows, spec, settings, source)
     return spec
+
+
+def rgb_of(inputs: list[str]) -> list[int]:
+    """Places of red, green and blue among the model's channels. InputError where one is not there."""
+    lacking = [name for name in ("red", "green", "blue") if name not in inputs]
+    if lacking:
+        raise InputError(f"the model's bands ({', '.join(inputs)}) lack {', '.join(lacking)}; --fusion late and colour "
+                         "augmentation need red, green and blue")  # fmt: skip
+    return [inputs.index(name) for name in ("red", "green", "blue")]
 
 
 # the model
@@ -141,6 +158,7 @@ def make_loss(spec: dict, settings: dict) -> LossWithShares:
         outputs=spec["outputs"],
         border_pairs=[parse_pair(pair, "--border-pairs") for pair in settings["border_pairs"]],
         tversky=tuple(settings["tversky"]),
+        foreground=settings["foreground"],
         ramp={"boundary": (0.05, settings["ramp_epochs"])},
     )
     return LossWithShares(loss, spec["outputs"])
@@ -228,23 +246,26 @@ def make_segmentation_task(
     read_test: Callable,
     add_arguments: Callable | None = None,
     search: Callable[[], list[Path]] = lambda: [Path("weights")],
+    add_post: Callable = add_post_options,
+    spec: dict | None = None,
     **own,
 ) -> Task:
     """A Task of the family; `own` are the fields that only the competition knows (readers, defaults, gates …).
 
     outputs_of(rows or set) -> classes of these labels, which may be fewer than `outputs`; label_maps(rows, settings)
-    -> {raw value: class index}; read_test(data) -> rows without labels.
+    -> {raw value: class index}; read_test(data) -> rows without labels; add_post(parser): options of what is made of
+    maps; spec: what make_spec adds.
     """
 
     def options(parser, script):
-        add_options(parser, script, bands)
+        add_options(parser, script, bands, binary=len(outputs) == 2, post=add_post)
         if add_arguments:
             add_arguments(parser, script)
 
     facts = {"outputs_of": outputs_of, "label_maps": label_maps, "source": source}
     family = {
         "add_arguments": options,
-        "make_spec": partial(make_spec, name=name, bands=bands, **facts),
+        "make_spec": partial(make_spec, name=name, bands=bands, own=spec or {}, **facts),
         "target_columns": outputs_of,
         "build_model": build_model,
         "load_weights": lambda model, spec, settings: load_weights(model, spec, settings, search=search()),

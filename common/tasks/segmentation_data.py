@@ -1,17 +1,20 @@
 """Rows of the segmentation family as datasets: whole tiles for inference, planned crops for training."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.datasets.crops import CropPlan, plan_crops
+from common.datasets.ratio_plan import RatioPlan, plan_ratio
+from common.datasets.soft_targets import edge_confidence, ignore_rim
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TileAugment
 from common.datasets.tiles import Source, TileDataset, TileStore, collate, init_worker
 from common.errors import InputError
 from common.tasks.augmentation import parse_augment
 from common.tasks.base import Prepared
-from common.tasks.segmentation_options import parse_factors, parse_pair
+from common.tasks.segmentation_options import RATIO, parse_factors, parse_pair
 
 
 def open_rows(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Source, on_bad: str = "error") -> TileDataset:
@@ -30,24 +33,35 @@ def target_shares(outputs: list[str], settings: dict) -> dict[str, float] | None
     return dict(zip(outputs, shares, strict=True))
 
 
-def make_plan(store: TileStore, rows: pd.DataFrame, spec: dict, settings: dict) -> CropPlan:
+def make_plan(store: TileStore, rows: pd.DataFrame, spec: dict, settings: dict) -> CropPlan | RatioPlan:
+    labels = (np.asarray(store.label(index)) for index in range(len(rows)))
+    crop, classes = settings["crop"], tuple(spec["outputs"])
+    if settings["sampler"] == RATIO:
+        if len(settings["ratio"]) > 2:
+            raise InputError(f"--ratio {' '.join(map(str, settings['ratio']))}: give one number, or a first and a last")
+        ratio, epochs = (settings["ratio"][0], settings["ratio"][-1]), settings["ratio_epochs"]
+        scales, seed = settings["scales_train"], settings["seed"]
+        return plan_ratio(labels, crop=crop, ratio=ratio, ratio_epochs=epochs, scales=scales, seed=seed,
+                          classes=classes)  # fmt: skip
     boosts = parse_factors(settings["boost"], "--boost")
     return plan_crops(
-        (np.asarray(store.label(index)) for index in range(len(rows))),
-        classes=tuple(spec["outputs"]),
-        crop=settings["crop"],
+        labels,
+        classes=classes,
+        crop=crop,
         target=target_shares(spec["outputs"], settings),
         boost_classes={name: factor for name, factor in boosts.items() if "-" not in name},
         boost_borders={parse_pair(name, "--boost"): factor for name, factor in boosts.items() if "-" in name},
     )
 
 
-def crops_of(rows: pd.DataFrame, store: TileStore, settings: dict) -> int:
-    """Crops an epoch: as asked, or as many as cover the tiles once."""
+def crops_of(rows: pd.DataFrame, store: TileStore, plan, settings: dict) -> int:
+    """Crops an epoch: as asked, as many as cover the tiles once, or as show each positive tile once at the ratio."""
     if settings["crops_per_epoch"] < 0:
         raise InputError(f"--crops-per-epoch {settings['crops_per_epoch']}: give a number of crops, or 0 for all tiles")
     if settings["crops_per_epoch"]:
         return settings["crops_per_epoch"]
+    if settings["sampler"] == RATIO:
+        return round(len(plan.positives) * (1 + settings["ratio"][0]))
     sides = (store.tile(index).shape[1:] for index in range(len(rows)))
     return sum(-(-height // settings["crop"]) * -(-width // settings["crop"]) for height, width in sides)
 
@@ -58,15 +72,28 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Sou
     store = TileStore(rows, spec, source, cache=cache)
     plan = make_plan(store, rows, spec, settings)
     probabilities, strengths = parse_augment(settings["augment"], DEFAULT_TILE_PROBABILITIES)
-    augment = TileAugment(probabilities, strengths=strengths, seed=settings["seed"]) if probabilities else None
-    count, seed = crops_of(rows, store, settings), settings["seed"]
-    dataset = TileDataset(rows, spec, source, cache=cache, plan=plan, count=count, augment=augment, seed=seed)
+    colour = {"rgb": spec["colour"], "mean": spec["mean"], "std": spec["std"]} if spec.get("colour") else {}
+    seed, count = settings["seed"], crops_of(rows, store, plan, settings)
+    augment = TileAugment(probabilities, strengths=strengths, seed=seed, **colour) if probabilities else None
+    softening = {"rim": settings["ignore_rim"], "kind": settings.get("soft_labels", "none"),
+                 "width": settings.get("soft_width", 0.0)}  # fmt: skip
+    soften = partial(soften_labels, **softening) if softening["rim"] or softening["kind"] != "none" else None
+    dataset = TileDataset(rows, spec, source, cache=cache, plan=plan, count=count, augment=augment, seed=seed,
+                          soften=soften)  # fmt: skip
     dataset.store = store
     return dataset, plan
 
 
-def say_plan(plan: CropPlan, settings: dict) -> list[str]:
+def soften_labels(target: np.ndarray, valid: np.ndarray, *, rim: int, kind: str, width: float) -> tuple:
+    """(valid, confidence of class 1 or None) of a crop: without the rim of its edges, softly where asked."""
+    soft = None if kind == "none" else edge_confidence(target, valid, kind=kind, width=width)
+    return (ignore_rim(target, valid, rim) if rim else valid), soft
+
+
+def say_plan(plan, settings: dict, count: int) -> list[str]:
     """The shares of every class that the crops should show, could show and will show on average."""
+    if settings["sampler"] == RATIO:
+        return plan.report(count, settings["epochs"])
     balanced = settings["sampler"] == "balanced"
     rows = {"target": plan.target if balanced else None, "attainable": plan.attainable, "expected": plan.expected}
     lines = [f"crops of {plan.crop} px from {len(plan.crops)} places (as varied as {plan.effective:.0f}), "
@@ -86,6 +113,7 @@ def say_plan(plan: CropPlan, settings: dict) -> list[str]:
 def prepare(model, train_rows, valid_rows, spec, settings, run: Path, device, *, source: Source) -> Prepared:
     dataset, plan = open_training(train_rows, spec, settings, source=source)
     valid = None if valid_rows is None else open_rows(valid_rows, spec, settings, source=source)
-    shares = {name: [float(v) for v in getattr(plan, name)] for name in ("target", "attainable", "expected")}
+    names = [name for name in ("target", "attainable", "expected") if hasattr(plan, name)]
+    shares = {name: [float(v) for v in getattr(plan, name)] for name in names}
     facts = {"sampler": settings["sampler"], "classes": list(plan.classes), **shares}
-    return Prepared(dataset, valid, collate, init_worker, said=say_plan(plan, settings), facts=facts)
+    return Prepared(dataset, valid, collate, init_worker, said=say_plan(plan, settings, dataset.count), facts=facts)

@@ -1,8 +1,10 @@
 """The options of the segmentation family, declared once for the scripts that have them."""
 
 import argparse
+from collections.abc import Callable
 
 from common.datasets.inputs import INDICES, SCALES
+from common.datasets.soft_targets import KINDS as SOFT
 from common.datasets.texture import LEVELS, PROPERTIES, WINDOWS
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TILE_AUGMENTATIONS
 from common.errors import InputError
@@ -10,8 +12,10 @@ from common.losses.segmentation import LOSSES, PHASES
 from common.models.segmenter import ARCHS, ATTENTIONS, DECODER, STEMS
 from common.tasks.augmentation import augmentation_type
 
+FUSIONS = ("early", "late")
 FLAG = argparse.BooleanOptionalAction
 SAMPLERS = ("balanced", "uniform")
+RATIO = "ratio"  # the sampler of tasks with one rare class
 
 
 def parse_factors(items: list[str], option: str) -> dict[str, float]:
@@ -76,6 +80,8 @@ def add_model_options(parser) -> None:
     model.add_argument("--decoder", type=int, nargs="+", default=list(DECODER), help="channels of its blocks")
     model.add_argument("--stem", choices=STEMS, default="half", help="full: keeps full resolution in the first stage")
     model.add_argument("--dropout", type=float, default=0.0, help="before the head")
+    model.add_argument("--fusion", choices=FUSIONS, default="early",
+                       help="late: an encoder for red, green, blue, one for the other bands")  # fmt: skip
     model.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth of the encoder")
 
 
@@ -90,18 +96,24 @@ def add_loss_options(parser) -> None:
     loss.add_argument("--border-pairs", nargs="*", default=[], metavar="CLASS-CLASS", help="borders that matter more")
     loss.add_argument("--border-width", type=int, default=1, help="boundary: pixels on each side")
     loss.add_argument("--mcc-phi", type=float, default=0.7, help="mcc: weight (1 - p)^phi")
-    loss.add_argument("--tversky", type=float, nargs=2, default=[0.3, 0.7], metavar=("FP", "FN"),
-                      help="tversky: weights of false positives and false negatives")  # fmt: skip
+    loss.add_argument("--tversky", type=float, nargs=2, default=[0.7, 0.3], metavar=("ALPHA", "BETA"),
+                      help="tversky: alpha weighs false negatives, beta false positives")  # fmt: skip
+    loss.add_argument("--foreground", action=FLAG, default=False,
+                      help="dice, tversky: over all classes but the first, absent ones too")  # fmt: skip
     loss.add_argument("--ramp-epochs", type=int, default=30, help="boundary: epochs from 5 %% of its weight to all")
+    loss.add_argument("--ignore-rim", type=int, default=0, metavar="PX",
+                      help="pixels so near to the edge of a class are not trained on")  # fmt: skip
     loss.add_argument("--backbone-lr", type=float, help="learning rate of the encoder (default: as --lr)")
 
 
-def add_sampling_options(parser) -> None:
+def add_sampling_options(parser, binary: bool) -> None:
     crops = parser.add_argument_group("crops")
     crops.add_argument("--crop", type=int, default=256, help="side in pixels")
     crops.add_argument("--crops-per-epoch", type=int, default=0, help="0: as many as cover all tiles once")
-    crops.add_argument("--sampler", choices=SAMPLERS, default="uniform",
+    crops.add_argument("--sampler", choices=(*SAMPLERS, RATIO) if binary else SAMPLERS, default="uniform",
                        help="balanced: the pixels shown meet --target-shares")  # fmt: skip
+    if binary:
+        add_ratio_options(crops)
     crops.add_argument("--target-shares", type=float, nargs="+", default=[], help="balanced: a share for every class")
     crops.add_argument("--boost", nargs="*", default=[], metavar="CLASS[-CLASS]=FACTOR",
                        help="at least FACTOR times as many crops that hold a class or a border of two")  # fmt: skip
@@ -114,6 +126,18 @@ def add_sampling_options(parser) -> None:
     crops.add_argument("--oof", action=FLAG, default=True, help="keep out-of-fold maps (off: their counts only)")
 
 
+def add_ratio_options(crops) -> None:
+    """What only tasks with one rare class have."""
+    crops.add_argument("--ratio", type=float, nargs="+", default=[10.0], metavar="R",
+                       help="sampler ratio: negative tiles a positive; two: from the first to the second")  # fmt: skip
+    crops.add_argument("--ratio-epochs", type=int, default=0, help="epochs from the first --ratio to the second")
+    crops.add_argument("--scales-train", type=float, nargs="+", default=[1.0], metavar="S",
+                       help="sampler ratio: windows of crop / S pixels, resampled to the crop")  # fmt: skip
+    crops.add_argument("--soft-labels", choices=("none", *SOFT), default="none",
+                       help="confidence that falls across the edge of the class")  # fmt: skip
+    crops.add_argument("--soft-width", type=float, default=2.0, help="of soft labels, in pixels")
+
+
 def add_post_options(parser) -> None:
     post = parser.add_argument_group("post-processing")
     post.add_argument("--thresholds", nargs="+", default=["fitted"], metavar="fitted|argmax|T",
@@ -123,14 +147,14 @@ def add_post_options(parser) -> None:
     post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
 
 
-def add_options(parser, script: str, bands: tuple[str, ...]) -> None:
-    """What each script knows of the family."""
+def add_options(parser, script: str, bands: tuple[str, ...], *, binary: bool, post: Callable) -> None:
+    """What each script knows of the family; binary: one class beside the background; post: adds its own."""
     if script in ("folds", "train"):
         add_data_options(parser)
     if script == "train":
         add_input_options(parser, bands)
         add_model_options(parser)
         add_loss_options(parser)
-        add_sampling_options(parser)
+        add_sampling_options(parser, binary)
     if script in ("infer", "ensemble"):
-        add_post_options(parser)
+        post(parser)

@@ -1,0 +1,225 @@
+"""Retrogressive thaw slumps from PlanetScope: one rare class, calibrated maps of whole scenes, by the IoU of slumps.
+
+Tiles are read by datasets/rts_files.py; what has to do with one rare class is in tasks/rare_class.py, scenes are mapped
+by tasks/scene_maps.py.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.datasets import demo_rts, regions
+from common.datasets import rts_files as files
+from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
+from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
+from common.datasets.folds import TEST
+from common.datasets.label_grids import compare_labels, label_files
+from common.datasets.locate import KAGGLE_INPUT
+from common.datasets.tile_statistics import block_statistics
+from common.datasets.tiles import Source
+from common.outputs.mask_sets import mean_sets
+from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
+from common.post.mask_blend import apply_blend
+from common.tasks import rare_class as rare
+from common.tasks.scene_maps import add_scene_options, map_scenes
+from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation import write as write_tiles
+from common.tasks.segmentation_options import parse_label_map
+from common.tasks.segmentation_post import read_truth_folder
+
+FLAG = argparse.BooleanOptionalAction
+VALUES = {2: (0, 1)}
+# The baseline of the field: recipes/rts-baseline.yaml says what it needs.
+DEFAULTS = {
+    "arch": "unetplusplus",
+    "encoder": "efficientnet-b7",
+    "crop": 512,
+    "sampler": "ratio",
+    "loss": ["focal"],
+    "focal_alpha": [0.25],
+    "lr": 1e-4,
+    "weight_decay": 1e-2,
+    "epochs": 300,
+    "patience": 20,
+    "batch_size": "auto",
+    "use": "best",
+    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "affine=.5", "elastic=.3", "colour=.5"],
+}
+# For two cores and the drawn tundra: see LOG.md.
+DEMO_DEFAULTS = {
+    "arch": "unet",
+    "encoder": "tu-test_byobnet",
+    "decoder": [64, 48, 32, 24, 16],
+    "weights": "none",
+    "bands": ["red", "green", "blue", "ndvi"],
+    "crop": 256,
+    "ratio": [3.0],
+    "batch_size": 8,
+    "epochs": 14,
+    "patience": 0,
+    "lr": 3e-3,
+    "use": "ema",
+    "ema_decay": 0.97,
+    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "colour=.5"],
+    "workers": 0,
+    "samples_every": 14,
+}
+
+
+def read_rows(data: Path, settings: dict) -> pd.DataFrame:
+    options = {"bands": settings.get("bands") or files.RGB, "labels": settings.get("labels") or "labels"}
+    rows = files.read_rows(Path(data), **options, label_map=parse_label_map(settings["label_map"]))
+    if settings.get("shuffle_images"):
+        order, of_label = np.random.default_rng(0).permutation(len(rows)), ["label", *files.CLASSES, "positive"]
+        rows[of_label] = rows[of_label].to_numpy()[order]
+        rows = rows.astype({name: float for name in files.CLASSES} | {"positive": bool})
+        print("SHUFFLED: labels were exchanged between tiles at random; the score must be a constant's")
+    return rows
+
+
+def read_test(data: Path) -> pd.DataFrame:
+    """Tiles of a folder without labels; in one with labels the folds say which rows are test."""
+    data = Path(data)
+    if (data / "labels").exists():
+        return pd.DataFrame({"id": [], "path": []}, dtype=str)
+    return list_tiles(data)
+
+
+def list_tiles(data: Path) -> pd.DataFrame:
+    paths = files.list_files(files.image_folder(data))
+    return pd.DataFrame({"id": list(paths), "path": [str(path) for path in paths.values()]})
+
+
+def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
+    tiles = list_tiles(data)
+    return write_tiles(frame, data, folder, read_test=lambda _: tiles[tiles["id"].isin(frame["id"])])
+
+
+def outputs_of(rows: pd.DataFrame) -> tuple[str, ...]:
+    return files.CLASSES
+
+
+def label_maps(rows: pd.DataFrame, settings: dict) -> dict[int, int]:
+    return parse_label_map(settings["label_map"]) or files.LABEL_MAP
+
+
+def make_folds(rows: pd.DataFrame, *, scheme: str, folds: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(fold, group) by whole regions; splits.yaml of the data folder is what the scheme split follows."""
+    data = Path(rows["path"].iloc[0]).parent.parent
+    return regions.make_folds(rows, scheme=scheme, folds=folds, seed=seed, splits=regions.read_splits(data))
+
+
+def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
+    """How near the sides of the split are, what two sets of labels differ by, and findings that need all pixels."""
+    _, lines = regions.distance_report(rows, fold, limit_m=settings["distance"])
+    if settings["compare_labels"]:
+        other = rows.assign(label=files.read_rows(Path(rows["path"].iloc[0]).parent.parent,
+                                                  labels=settings["compare_labels"])["label"])  # fmt: skip
+        lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
+        lines.append(compare_labels(rows, rows["label"], other["label"]).round(3).to_string(index=False))
+    if adversarial:
+        values, names, tile = block_statistics(rows["path"], files.read_tile, files.RGB)
+        used, fold = np.asarray(fold)[tile] != TEST, np.asarray(fold)[tile]
+        groups = rows["region"].to_numpy(str)[tile]
+        if not used.all():
+            answer = adversarial_auc(values, ~used, names, groups=groups)
+            lines += adversarial_lines("train against test", answer)
+        for answer in fold_adversarial(values, fold, names, groups=groups):
+            lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
+    if duplicates:
+        hashes = hash_photos(list(rows["path"]), lambda path: false_colour(files.read_tile(path), files.RGB))
+        lines += duplicate_lines(near_duplicates(hashes, rows["id"], np.asarray(fold, float)), "tiles")
+    return lines
+
+
+def sheet(batch: dict, spec: dict, path: Path) -> Path:
+    return draw_tile_sheet(batch["image"].numpy(), batch["target"].numpy(), batch["valid"].numpy(), batch["id"],
+                           bands=spec["inputs"], outputs=spec["outputs"], path=path)  # fmt: skip
+
+
+def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path) -> None:
+    """Some validation tiles with truth, prediction and error, those with slumps first."""
+    shown = frame.attrs["shown"]
+    some = rows[rows["id"].isin(shown)]
+    tiles = [files.read_tile(name, spec["bands"]) for name in some["path"]]
+    targets = [files.read_label(name, spec["label_map"]) for name in some["label"]]
+    valid = [(t != 0).any(0) & (y != files.IGNORED) for t, y in zip(tiles, targets, strict=True)]
+    draw_tile_samples(tiles, [np.where(v, y, 0) for v, y in zip(valid, targets, strict=True)],
+                      [shown[name] for name in some["id"]], valid, list(some["id"]), bands=spec["bands"],
+                      outputs=spec["outputs"], path=path)  # fmt: skip
+
+
+def add_arguments(parser, script: str) -> None:
+    if script in ("folds", "train"):
+        data = parser.add_argument_group("rts data")
+        data.add_argument("--labels", help="folder, bandN or band:NAME of the images, or a vector file (default: labels)")
+    if script == "train":
+        data.add_argument("--bands", nargs="+", default=list(files.RGB), metavar="BAND",
+                          help="red, green, blue and bands of EXTRA by name")  # fmt: skip
+    if script == "folds":
+        data.add_argument("--distance", type=float, default=1000.0, metavar="M",
+                          help="a tile nearer to one of another side of the split is told")  # fmt: skip
+        data.add_argument("--compare-labels", metavar="WHAT", help="other labels, as --labels, that count as true")
+    if script == "infer":
+        add_scene_options(parser, FLAG)
+    if script == "ensemble":
+        rare.add_jobs(parser)
+
+
+def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:
+    return rare.report(path, judgement, members, beside, settings, title="Thaw slumps, out of fold", files=files)
+
+
+def read_tile(path: str, bands) -> np.ndarray:
+    return files.read_tile(path, bands)
+
+
+SOURCE = Source(read_tile=read_tile, read_label=files.read_label, files_of=files.files_of, size_of=files.size_of,
+                label_files=label_files)  # fmt: skip
+TASK = make_segmentation_task(
+    name="rts",
+    slug="rts",
+    outputs=files.CLASSES,
+    bands=files.RGB,
+    source=SOURCE,
+    outputs_of=outputs_of,
+    label_maps=label_maps,
+    read_test=read_test,
+    add_arguments=add_arguments,
+    add_post=rare.add_post,
+    spec={"maps": "logit", "colour": True},
+    search=lambda: [Path("weights"), KAGGLE_INPUT],
+    markers={"train": ("PLANET-RGB|tiles|images",), "test": ("PLANET-RGB|tiles|images",)},
+    defaults=DEFAULTS,
+    demo_defaults=DEMO_DEFAULTS,
+    demo_version=demo_rts.DEMO_VERSION,
+    schemes=tuple(regions.SCHEMES),
+    make_demo=demo_rts.make_demo,
+    read_rows=read_rows,
+    read_truth=read_truth_folder(read_rows),
+    make_folds=make_folds,
+    describe_folds=regions.describe_folds,
+    check_data=files.check_rows,
+    study_data=study_data,
+    score=rare.score,
+    say_epoch=rare.say_epoch,
+    tracked=rare.TRACKED,
+    experiment="rts-segmentation-v2",
+    fit_post=rare.fit_post,
+    apply_post=partial(rare.apply_post, values=VALUES[2]),
+    write=write,
+    blends=rare.BLENDS,
+    judge=rare.judge,
+    blend=apply_blend,
+    mean_sets=mean_sets,
+    compare=rare.compare,
+    gates=rare.GATES,
+    baselines=partial(rare.baselines, files=files),
+    jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},
+    map_scenes=partial(map_scenes, threshold_of=rare.threshold_of),
+    report=report,
+    draw={"sheet": sheet, "samples": samples, "curve": rare.draw_curve},
+)

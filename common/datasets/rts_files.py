@@ -120,7 +120,7 @@ def add_places(rows: pd.DataFrame, near: float) -> pd.DataFrame:
                 f"{METADATA}: tile {rows['id'][wrong].iloc[0]} has the centroid_{name} {rows[name][wrong].iloc[0]},"
                 " which are no degrees; correct it"
             )
-        rows[name] = values
+        rows[name] = values.astype(float)
     unknown = rows["lat"].isna() | rows["lon"].isna()
     if unknown.any():
         rows.loc[unknown, ["lat", "lon"]] = np.array([place_of(path) for path in rows["path"][unknown]])

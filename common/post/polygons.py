@@ -3,6 +3,7 @@
 A blob over many strips is one polygon, and strips of any height give the same table.
 """
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -168,17 +169,19 @@ def write_layer(path: Path, table: pd.DataFrame, crs, layer: str, driver: str, o
     kinds = {"area_m2": np.float64, "mean_prob": np.float64, "max_prob": np.float64}
     shapes = table["geometry"].to_numpy()
     parts = [shapely.multipolygons(shapely.get_parts(shape)) for shape in shapes]
-    pyogrio.raw.write(
-        str(path),
-        geometry=np.array(shapely.to_wkb(parts), dtype=object).reshape(len(parts)),
-        field_data=[table[name].to_numpy().astype(kinds.get(name, np.int64)) for name in names],
-        fields=names,
-        layer=layer,
-        driver=driver,
-        geometry_type="MultiPolygon",
-        crs=None if crs is None else pyproj.CRS.from_user_input(crs).to_wkt(),
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.raw.write(
+            str(path),
+            geometry=np.array(shapely.to_wkb(parts), dtype=object).reshape(len(parts)),
+            field_data=[table[name].to_numpy().astype(kinds.get(name, np.int64)) for name in names],
+            fields=names,
+            layer=layer,
+            driver=driver,
+            geometry_type="MultiPolygon",
+            crs=None if crs is None else pyproj.CRS.from_user_input(crs).to_wkt(),
+            **options,
+        )
 
 
 def write_polygons(path: str | Path, table: pd.DataFrame, crs) -> list[Path]:

@@ -30,7 +30,7 @@ from common.datasets.demo_tundra import Hollow, Look, Tundra, draw_tundra, look_
 from common.errors import InputError
 from common.files import atomic_write
 
-DEMO_VERSION = 2
+DEMO_VERSION = 3
 CELL = 3.0  # metres a pixel
 SHIFT, SHIFT_STEP = 1.1, 9  # pixels: standard deviation of the hand along each axis, and over which it wanders
 SLUMP, OVERLOOKED, UNSURE, BURN, SCAR = "slump", "overlooked", "unsure", "burn", "scar"
@@ -38,7 +38,7 @@ ALIKE = (SLUMP, OVERLOOKED, UNSURE)
 SHARES = {SLUMP: 0.82, OVERLOOKED: 0.12, UNSURE: 0.06}  # of the hollows drawn as slumps are, save a tile's first
 STRENGTH = {BURN: (0.75, 1.25), SCAR: (0.05, 0.45)} | dict.fromkeys(ALIKE, (0.75, 1.25))
 PER_TILE = {BURN: 0.45, SCAR: 0.8}  # in tiles with slumps and without
-MORE = 2.0  # hollows like slumps in a tile with slumps, beside the first
+MORE = 1.6  # hollows like slumps in a tile with slumps, beside the first
 IGNORED = 255
 LOOKS = {"best": ALIKE, "best_rgb": (*ALIKE, BURN)}  # what cannot be told apart with NDVI, and without
 MARGINS = np.arange(-1, 2.6, 0.5)  # pixels around the hollows as they are
@@ -70,8 +70,8 @@ SCENE = Region("scene", 32608, (420000.0, 7560000.0), (8, 8), 14, Look(0.4, 1.0,
 
 
 def draw_size(rng: np.random.Generator) -> tuple[float, float]:
-    """Length and width in pixels of a common slump: some 50 to 150 m."""
-    length = np.exp(rng.uniform(np.log(18), np.log(50)))
+    """Length and width in pixels of a common slump: some 50 to 140 m."""
+    length = np.exp(rng.uniform(np.log(16), np.log(46)))
     return length, length * rng.uniform(0.45, 0.85)
 
 
@@ -208,7 +208,8 @@ def write_scene(folder: Path, region: Region, drawn: Drawn) -> dict:
     pyogrio.raw.write(folder / "hidden/scene_truth.gpkg", shapely.to_wkb(np.array(shapes, object)), [area],
                       ["area_m2"], geometry_type="MultiPolygon", crs=f"EPSG:{region.epsg}")  # fmt: skip
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
-    return {"slumps": len(shapes), "pixels": int(truth.sum()), "side": list(truth.shape)}
+    longest = max(max(np.ptp(np.nonzero(h.body), axis=1)) for h in drawn.hollows if h.kind in ALIKE)
+    return {"slumps": len(shapes), "pixels": int(truth.sum()), "longest": int(longest), "shape": list(truth.shape)}
 
 
 def margin_counts(drawn: Drawn, kinds: tuple, positive: np.ndarray, tile: int) -> np.ndarray:
@@ -263,12 +264,12 @@ def make_demo(folder: Path, *, tile: int = 512, regions: dict | None = None, sce
         raise InputError("demo set: tiles of 128 pixels, 2 x 2 of them and 2 with slumps a region at least")
     tables, parts = [], {}
     for name, region in regions.items():
-        drawn = draw_region(seed, name, region, tile, ((0.6 * tile, 0.045 * tile),))
+        drawn = draw_region(seed, name, region, tile, ((0.5 * tile, 0.04 * tile),))
         tables.append(write_tiles(folder, name, region, drawn, tile))
         positive = (tables[-1]["TrainClass"] == "positive").to_numpy().reshape(region.tiles)
         parts.setdefault(region.split, []).append(facts_of(name, drawn, positive, tile))
     side = scene.tiles[1] * tile
-    drawn = draw_region(seed, "scene", scene, tile, ((0.28 * side, 0.02 * side), (0.12 * side, 0.012 * side)))
+    drawn = draw_region(seed, "scene", scene, tile, ((0.3 * side, 0.02 * side), (0.12 * side, 0.012 * side)))
     facts = {"version": DEMO_VERSION, "seed": seed, "shift": SHIFT}
     facts |= {split: best_scores(found) for split, found in parts.items()}
     facts |= {key: facts["val"][key] for key in LOOKS} | {"scene": write_scene(folder, scene, drawn)}

@@ -160,11 +160,12 @@ def place(rng, tundra: Tundra, box: tuple, size: tuple, kind: str, strength: flo
     """A hollow drawn on free land, None where there is no room.
 
     box: top, left, height and width of where it belongs, pixels; a hollow short enough lies wholly within. size: its
-    length and width, pixels; those more than three times as long as wide lie across the slope.
+    length and width, pixels, a little smaller with each vain try; those more than three times as long as wide lie
+    across the slope.
     """
-    length, width = size
-    rim = [min(0.75 * length + 8, side / 2 - 1) for side in box[2:]]
-    for _ in range(60):
+    rim = [min(0.75 * size[0] + 8, side / 2 - 1) for side in box[2:]]
+    for vain in range(60):
+        length, width = (0.98**vain * side for side in size)
         spot = tuple(int(box[k] + rng.uniform(rim[k], box[k + 2] - rim[k])) for k in (0, 1))
         if tundra.taken[spot]:
             continue

@@ -153,8 +153,8 @@ def test_random_takes_tiles_apart():
 
 def test_near_regions_are_kept_together():
     rows = table([(f"r{k}", 6, 2) for k in range(8)], apart=0.5, near=0.001)
-    rows.loc[rows["region"] == "r5", "lat"] = 60.005  # half a kilometre north of r0
-    rows.loc[rows["region"] == "r7", "lat"] = 60.012  # near r5, farther from r0
+    rows.loc[rows["region"] == "r7", "lat"] = 60.005  # half a kilometre north of r0
+    rows.loc[rows["region"] == "r5", "lat"] = 60.012  # near r7, too far from r0
     for scheme in ("split", "regions", "region"):
         for seed in range(3):
             fold, _ = rg.make_folds(rows, scheme=scheme, folds=3 if scheme == "regions" else None, seed=seed,

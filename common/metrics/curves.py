@@ -117,7 +117,8 @@ def average_precision(hist, weights=None) -> float:
     hist = _checked(hist, weights)
     if not hist[1].any():
         return float("nan")
-    return float(_compiled().area(hist / hist[1][hist[1] > 0].min()))
+    least = hist[1][hist[1] > 0].min()  # of weighted positives, one: the tails hold single pixels
+    return float(_compiled().area(hist if (hist[1] == np.floor(hist[1])).all() else hist / least))
 
 
 def full_curve(hist, weights=None) -> Curve:

@@ -122,8 +122,9 @@ def object_curve(matches: Sequence[Matches], weights=None, iou: float = 0.3) -> 
     weight = np.concatenate([none, *(np.full(m.n_pred, w) for m, w in zip(matches, weights, strict=True))])
     total = float(sum(w * m.n_target for m, w in zip(matches, weights, strict=True)))
     order = np.argsort(-score, kind="stable")
+    order = order[weight[order] > 0]
     score, hit, weight = score[order], hit[order], weight[order]
-    last = np.append(score[1:] != score[:-1], True)[: len(score)] & (weight.cumsum() > 0)
+    last = np.append(score[1:] != score[:-1], True)[: len(score)]
     tp, kept = (weight * hit).cumsum()[last], weight.cumsum()[last]
     precision, recall = tp / kept, tp / total if total else np.full(len(tp), np.nan)
     area = float((np.diff(recall, prepend=0) * precision).sum()) if total else float("nan")

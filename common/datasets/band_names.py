@@ -33,9 +33,8 @@ def input_bands(path: Path, *, image: bool) -> list[str]:
     return [name or f"band{k}" for k, (name, tagged) in enumerate(bands, 1) if not (tagged and name in MASKS)]
 
 
-def band_number(path: Path, name: str, *, image: bool) -> int | None:
-    """Number (from 1) of a band by its name, or as bandN; None if the file has none such."""
-    names, _ = described(path, image=image)
+def band_number(name: str, names: list[str]) -> int | None:
+    """Number (from 1) of a band by its name (of `described`), or as bandN; None if the file has none such."""
     if name.lower() in names:
         return names.index(name.lower()) + 1
     number = NUMBERED.match(name)
@@ -58,10 +57,12 @@ def bands_of(path: str | Path) -> list[str]:
 def find_bands(path: str | Path, bands) -> list[tuple[Path, int]]:
     """(file, number) of every band. InputError: a band that neither the image nor its EXTRA file has."""
     path, extra, found = Path(path), extra_of(path), []
+    names, more = described(path, image=True)[0], None
     for name in bands:
-        number, file = band_number(path, name, image=True), path
+        number, file = band_number(name, names), path
         if number is None and extra is not None:
-            number, file = band_number(extra, name, image=False), extra
+            more = more or described(extra, image=False)[0]
+            number, file = band_number(name, more), extra
         if number is None:
             raise InputError(f"{path}: has no band {name}; there are {', '.join(bands_of(path))}: choose with --bands")
         found.append((file, number))

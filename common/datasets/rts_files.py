@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.datasets.band_names import NUMBERED, RGB, SUFFIXES, band_number, bands_of, extra_of, find_bands
+from common.datasets.band_names import NUMBERED, RGB, SUFFIXES, band_number, bands_of, described, extra_of, find_bands
 from common.datasets.label_grids import (
     IGNORED,
     LABEL_MAP,
@@ -162,7 +162,7 @@ def label_column(data: Path, paths, labels: str, *, bands=RGB) -> tuple[list[str
 def band_label(path: Path, labels: str, bands) -> str:
     """Label of an image whose label is one of its own bands. InputError: no such band, or it is an input."""
     name = labels if NUMBERED.match(labels) else labels.split(":", 1)[-1]
-    number = band_number(path, name, image=True)
+    number = band_number(name, described(path, image=True)[0])
     if number is None:
         raise InputError(f"{path}: has no band {name} to be the label; there are {', '.join(bands_of(path))}: --labels")
     if (path, number) in find_bands(path, bands):

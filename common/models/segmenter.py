@@ -10,11 +10,15 @@ from torch import nn
 
 from common.errors import InputError
 from common.models.attention import FullResolution, channels_only
+from common.models.foundation import PREFIX, dpt_net, is_vit, register_vit
+from common.models.late_fusion import LateEncoder, check_late
+from common.models.mask2former import mask2former_net
 from common.models.stereo import split_decay
 
 DECODER = (256, 128, 64, 32, 16)
 ATTENTIONS = ("none", "cse", "scse")
 STEMS = ("half", "full")
+FUSIONS = ("early", "late")
 STEM_WIDTH = 32  # channels of the stem at full resolution: a convolution there costs 4 times one at half of it
 ARCHS = {  # class in smp, and what it takes beside the common arguments; its own dropout is left to --dropout
     name: (getattr(smp, class_name), own)
@@ -32,12 +36,13 @@ ARCHS = {  # class in smp, and what it takes beside the common arguments; its ow
         ("segformer", "Segformer", {}),
     )
     if hasattr(smp, class_name)  # the newer ones came with smp 0.4 and 0.5
-}
+} | {"dpt": (dpt_net, {}), "mask2former": (mask2former_net, {})}
 WITH_DECODER = ("unet", "unetplusplus", "manet")  # widths of the decoder can be chosen
 WITH_ATTENTION = ("unet", "unetplusplus")
 WITH_FULL_STEM = ("unet", "unetplusplus", "manet", "linknet")  # their decoders end at full resolution
 LARGER_MULTIPLES = {"pan": 128}  # pools thrice below a stride of 16
-NO_DECAY = ("relative_position_bias_table", "rel_pos.mlp", "pos_embed")  # as timm's no_weight_decay
+NO_DECAY = ("relative_position_bias_table", "rel_pos.mlp", "pos_embed", "cls_token", "reg_token")  # as timm has it
+FRESH = (".join.", ".pyramid.")  # parts of an encoder that no weight file has
 
 
 class Segmenter(nn.Module):
@@ -45,12 +50,15 @@ class Segmenter(nn.Module):
 
     All arguments are plain types: `Segmenter(**spec["model"])` rebuilds the model and never downloads.
 
-    arch       one of ARCHS; encoder: a name of smp (`resnet34`, `mit_b0`, `vgg16_bn`) or `tu-` and a name of timm
+    arch       one of ARCHS; encoder: a name of smp (`resnet34`, `mit_b0`, `vgg16_bn`), `tu-` and a name of timm, or
+               `vit-` and a plain vision transformer (of timm, of models/geo_vit.py, `sam3`), see models/foundation.py
     attention  in the decoder's blocks: "cse" channels, "scse" channels and pixels
     decoder    its widths from deep to shallow; as many as the encoder has stages (four: a shallower, faster model)
     stem       "full": features at full resolution join the decoder's last block, the encoder's own where it has some
                (VGG), else of two convolutions on the image
     dropout    of whole channels before the head; drop_path: of residual branches, rising with the depth
+    fusion     "late": one encoder for the channels `rgb` (indices of red, green, blue) and one for the others, see
+               models/late_fusion.py; bands: names of the channels, which SatMAE's encoders need
 
     `net` is the smp model with smp's names: for arch unet with attention none or scse and stem half, the state dict
     is that of smp.Unet under `net.`. Raises InputError for names and combinations that cannot be built.
@@ -68,18 +76,25 @@ class Segmenter(nn.Module):
         stem: str = "half",
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        fusion: str = "early",
+        rgb=None,
+        bands=(),
     ):
         super().__init__()
         self.arch, self.encoder_name, self.channels, self.classes = arch, encoder, int(channels), int(classes)
         decoder = tuple(int(width) for width in decoder)
-        check_options(arch, encoder, attention, decoder, stem)
-        self.net = build_net(arch, encoder, self.channels, self.classes, attention, decoder, drop_path)
+        check_options(arch, encoder, attention, decoder, stem, dropout, fusion, self.channels, rgb)
+        common = {"attention": attention, "decoder": decoder, "drop_path": drop_path}
+        build = late_net if fusion == "late" else build_net
+        self.net = build(arch, encoder, self.channels, self.classes, **common, rgb=rgb, bands=tuple(bands))
         self.full = self._full_stem() if stem == "full" else None
         self.dropout = nn.Dropout2d(dropout)
         self.multiple = LARGER_MULTIPLES.get(arch) or size_multiple(self.net.encoder)
         self.idle = idle_weights(self.net, encoder, self.channels, self.multiple)
-        self._rest()
+        if fusion == "late":
+            self.net.encoder.spare(self.idle)
         self.frozen = False
+        self._rest()
         self.backbone_key = None  # its features are not shared with other models, see engine.predict
 
     def _full_stem(self) -> FullResolution:
@@ -107,9 +122,9 @@ class Segmenter(nn.Module):
         return self.net.segmentation_head(self.dropout(decoded))[..., :height, :width]
 
     def _rest(self):
-        for name, parameter in self.net.named_parameters():
-            if name in self.idle:
-                parameter.requires_grad_(False)  # DDP waits for the gradient of every parameter that wants one
+        for name, parameter in self.net.named_parameters():  # DDP waits for every parameter that wants a gradient
+            held = self.frozen and self.part_of(f"net.{name}") == "backbone"
+            parameter.requires_grad_(name not in self.idle and not held)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -123,13 +138,12 @@ class Segmenter(nn.Module):
         What no output depends on (stages below a shorter decoder) never wants a gradient.
         """
         self.frozen = frozen
-        self.net.encoder.requires_grad_(not frozen)
         self._rest()
         self.train(self.training)
 
     def part_of(self, name: str) -> str:
-        """ "backbone" (the encoder) or "head" (all else) for the name of a parameter."""
-        return "backbone" if name.startswith("net.encoder.") else "head"
+        """ "backbone" (the encoder, as far as weight files fill it) or "head" (all else) for a parameter's name."""
+        return "backbone" if name.startswith("net.encoder.") and not any(p in name for p in FRESH) else "head"
 
     def param_groups(self, *, lr: float, backbone_lr: float, weight_decay: float) -> list[dict]:
         """Groups for the optimizer: {"name", "part", "params", "lr", "weight_decay"}.
@@ -148,27 +162,29 @@ class Segmenter(nn.Module):
     def image_weights(self) -> list[str]:
         """Names of the weights that see the bands: (out, channels, h, w), one of the encoder, one of a full stem."""
         stems = [("net.encoder", self.net.encoder), *([("full.stem", self.full.stem)] if self.full else [])]
-        return [f"{prefix}.{name}" for prefix, module in stems for name in _first_convolution(module, self.channels)]
+        return [f"{prefix}.{name}" for prefix, module in stems for name in first_convolution(module, self.channels)]
 
 
-def _first_convolution(module: nn.Module, channels: int) -> list[str]:
+def first_convolution(module: nn.Module, channels: int) -> list[str]:
+    """[name of its weight] where the first convolution of `module` sees all `channels` at once, else []."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d):
             return [f"{name}.weight"] if child.in_channels == channels and child.groups == 1 else []
     return []
 
 
-def check_options(arch: str, encoder: str, attention: str, decoder: tuple, stem: str):
+def check_options(arch: str, encoder: str, attention: str, decoder: tuple, stem: str, dropout, fusion, channels, rgb):
     """Names that exist and options the architecture has, else InputError."""
     for option, value, known in (
         ("--arch", arch, ARCHS),
         ("--attention", attention, ATTENTIONS),
         ("--stem", stem, STEMS),
+        ("--fusion", fusion, FUSIONS),
     ):
         if value not in known:
             raise InputError(f"{option} {value}: choose one of {', '.join(known)}")
     known = list(smp.encoders.encoders)
-    if encoder not in known and not (encoder.startswith("tu-") and timm.is_model(encoder[3:])):
+    if not (encoder in known or is_vit(encoder) or (encoder.startswith("tu-") and timm.is_model(encoder[3:]))):
         known += [f"tu-{name}" for name in timm.list_models()]
         near = difflib.get_close_matches(encoder, known, 3, cutoff=0.5)
         raise InputError(f"--encoder {encoder}: neither smp nor timm (tu-…) knows it; did you mean {', '.join(near)}")
@@ -183,10 +199,17 @@ def check_options(arch: str, encoder: str, attention: str, decoder: tuple, stem:
         raise InputError(f"--decoder {' '.join(map(str, decoder))}: three to five widths above 0 are needed")
     if attention != "none" and min(decoder) < 16:
         raise InputError(f"--attention {attention}: needs widths of --decoder of at least 16, got {min(decoder)}")
+    if dropout and arch == "mask2former":
+        raise InputError(f"--dropout {dropout}: would drop whole classes of --arch mask2former; say --dropout 0")
+    wrong = check_late(fusion, channels, rgb)
+    if wrong:
+        raise InputError(f"--fusion {fusion}: {wrong}")
 
 
-def build_net(arch, encoder, channels, classes, attention, decoder, drop_path) -> nn.Module:
+def build_net(arch, encoder, channels, classes, *, attention, decoder, drop_path, bands=(), rgb=None) -> nn.Module:
     """The smp model at random, as `Segmenter` describes it. Raises InputError where smp or timm cannot build it."""
+    if encoder.startswith(PREFIX):
+        register_vit(encoder, channels, bands, drop_path)
     kind, own = ARCHS[arch]
     kwargs = dict(own)
     if arch in WITH_DECODER:
@@ -209,11 +232,22 @@ def build_net(arch, encoder, channels, classes, attention, decoder, drop_path) -
         ValueError,
     ) as error:
         first = str(error).split("\n")[0][:200]
+        first += f"; a plain ViT goes by --encoder {PREFIX}…" if "downsampling" in first else ""
         raise InputError(f"--arch {arch} --encoder {encoder}: cannot be built together ({first})") from error
     if attention == "cse":
         channels_only(net.decoder)
-    if not encoder.startswith("tu-"):
+    if not encoder.startswith(("tu-", PREFIX)):
         set_drop_path(net.encoder, drop_path, encoder)
+    return net
+
+
+def late_net(arch, encoder, channels, classes, *, rgb, bands=(), **common) -> nn.Module:
+    """The model for red, green and blue, its encoder joined with one for the other channels."""
+    others = [band for index, band in enumerate(bands) if index not in rgb]
+    photo = [bands[index] for index in rgb] if bands else ()
+    net = build_net(arch, encoder, len(rgb), classes, **common, bands=photo)
+    rest = build_net(arch, encoder, channels - len(rgb), classes, **common, bands=others).encoder
+    net.encoder = LateEncoder(net.encoder, rest, channels=channels, rgb=rgb)
     return net
 
 

@@ -34,6 +34,9 @@ STUBS = {
     "check_options": "def check_options(*_):\n    pass",
     "idle_weights": "def idle_weights(*_):\n    return frozenset()",
     "set_drop_path": "def set_drop_path(*_):\n    pass",
+    "register_vit": "def register_vit(*_):\n    pass",
+    "dpt_net": "def dpt_net(**_):\n    pass",
+    "mask2former_net": "def mask2former_net(**_):\n    pass",
 }
 LEFT_OUT = {"Segmenter": ("train", "freeze_backbone", "part_of", "param_groups", "image_weights")}
 # A loader may run the file without entering it among the modules, where dataclasses look it up.

@@ -10,7 +10,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from common.datasets.scenes import open_scene, resample
+from common.datasets.scenes import clean, open_scene, resample
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +132,13 @@ def test_a_lacking_value_of_one_band_costs_that_band_only(tmp_path):
     path = write(tmp_path / "b.tif", integers, names=("a", "b"), nodata=-1)
     with open_scene(path, ("a", "b")) as scene:
         np.testing.assert_array_equal(scene.read(0, 0, 64, 64), np.maximum(integers, 0))
+
+
+def test_nodata_that_the_type_cannot_hold_marks_nothing():
+    tile = np.full((1, 2, 2), 241, np.uint8)
+    np.testing.assert_array_equal(clean(tile, (-9999.0,), None), tile)
+    lowest = np.float32(np.finfo(np.float32).min)
+    assert not clean(np.full((1, 2, 2), lowest), (-3.4028234663852886e38,), None).any()
 
 
 def test_a_mask_inside_the_file_is_no_data(tmp_path):

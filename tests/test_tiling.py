@@ -263,23 +263,30 @@ def test_modes_of_the_models_come_back_and_errors_of_reading_come_through(tmp_pa
 SHAPE, OPTIONS = (900, 140), {"scales": (0.5, 1.0), "batch_size": 3, "spread": True}
 
 
+class Company(Local):
+    """What a window gives depends on how many are predicted with it, as the last digits of real networks do."""
+
+    def forward(self, image):
+        return super().forward(image) + 0.1 * len(image)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """(values, valid, calls of the model) of a map that nobody stopped."""
-    model = Local()
+    model = Company()
     result = mapped([model], *drawn(*SHAPE), tmp_path_factory.mktemp("whole"), **OPTIONS)
     return *whole(result), model.calls
 
 
 def check_resumed(store, uninterrupted, calls_before: int):
     """Resumes in `store`: same bytes, and no more calls of the model than are missing."""
-    model = Local()
+    model = Company()
     result = mapped([model], *drawn(*SHAPE), store, **OPTIONS)
     values, valid = whole(result)
     assert values.tobytes() == uninterrupted[0].tobytes() and valid.tobytes() == uninterrupted[1].tobytes()
     assert calls_before + model.calls == uninterrupted[2]
     assert not list(store.glob("windows-*"))
-    again = Local()
+    again = Company()
     result = mapped([again], *drawn(*SHAPE), store, **OPTIONS)
     assert again.calls == 0
     for _ in range(2):  # strips may be looked at more than once
@@ -293,7 +300,7 @@ def test_stopped_at_any_batch_it_ends_with_the_same_bytes(tmp_path, uninterrupte
     for stop in range(1, uninterrupted[2] + 1, 3):
         store = tmp_path / str(stop)
         with pytest.raises(Killed):
-            mapped([Local(stop_at=stop)], *drawn(*SHAPE), store, **OPTIONS)
+            mapped([Company(stop_at=stop)], *drawn(*SHAPE), store, **OPTIONS)
         check_resumed(store, uninterrupted, stop - 1)
 
 
@@ -302,7 +309,7 @@ def test_stopped_at_any_file_it_ends_with_the_same_bytes(moment, tmp_path, unint
     """Before or after a file gets its name, and between a strip and the removal of its windows."""
     replace, remove = os.replace, SideStore.remove
     for stop in range(1, 30 if moment != "remove" else 20, 3):
-        store, model, done, lost = tmp_path / str(stop), Local(), [], []
+        store, model, done, lost = tmp_path / str(stop), Company(), [], []
 
         def replaced(source, target, stop=stop, done=done, lost=lost):
             done.append(target)
@@ -331,7 +338,7 @@ def test_stopped_at_any_file_it_ends_with_the_same_bytes(moment, tmp_path, unint
 SLOW_JOB = """
 import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import time, test_tiling as t
-class Slow(t.Local):
+class Slow(t.Company):
     def forward(self, image):
         time.sleep(.02)
         return super().forward(image)
@@ -346,7 +353,7 @@ def test_killed_for_real_it_ends_with_the_same_bytes(tmp_path, uninterrupted):
         time.sleep(0.005)
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL, "it was over before it could be killed"
-    model = Local()
+    model = Company()
     result = mapped([model], *drawn(*SHAPE), tmp_path / "s", **OPTIONS)
     assert whole(result)[0].tobytes() == uninterrupted[0].tobytes()
     assert model.calls < uninterrupted[2] - 3
@@ -362,9 +369,9 @@ CHANGES = [{"key": {"model": "b"}}, {"overlap": 0.25}, {"weights": "gaussian"}, 
 def test_another_key_or_setting_starts_over(change, tmp_path):
     scene, valid = drawn(200, 140)
     first = {"key": {"model": "a"}, **OPTIONS}
-    mapped([Local()], scene, valid, tmp_path / "s", **first)
+    mapped([Company()], scene, valid, tmp_path / "s", **first)
     (tmp_path / "s" / "notes.txt").write_text("not ours")
-    model, fresh = Local(0.5), Local(0.5)
+    model, fresh = Company(0.5), Company(0.5)
     values, _ = whole(mapped([model], scene, valid, tmp_path / "s", **first | change))
     expected, _ = whole(mapped([fresh], scene, valid, tmp_path / "fresh", **first | change))
     assert model.calls == fresh.calls > 0
@@ -377,9 +384,9 @@ def test_a_damaged_part_is_made_again(part, tmp_path, uninterrupted):
     store = tmp_path / "s"
     if part == "windows-":
         with pytest.raises(Killed):
-            mapped([Local(stop_at=15)], *drawn(*SHAPE), store, **OPTIONS)
+            mapped([Company(stop_at=15)], *drawn(*SHAPE), store, **OPTIONS)
     else:
-        result = mapped([Local()], *drawn(*SHAPE), store, **OPTIONS)
+        result = mapped([Company()], *drawn(*SHAPE), store, **OPTIONS)
     path = sorted(store.glob(part + "*"))[-1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
@@ -387,12 +394,12 @@ def test_a_damaged_part_is_made_again(part, tmp_path, uninterrupted):
     if part != "windows-":
         with pytest.raises(InputError, match="start the job again"):
             list(result.strips())
-    model = Local()
+    model = Company()
     assert whole(mapped([model], *drawn(*SHAPE), store, **OPTIONS))[0].tobytes() == uninterrupted[0].tobytes()
     assert 0 < model.calls < uninterrupted[2]
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing_that_was_finished(small_disk, monkeypatch):
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_finished(small_disk):
     scene, valid = drawn(400, 140)
     with pytest.raises(InputError, match="no space left.*start again"):
         mapped([Local()], scene, valid, small_disk / "s", overlap=0.75)
@@ -499,6 +506,17 @@ def test_processes_share_a_list_and_do_nothing_twice(tmp_path):
     assert len(list(tmp_path.glob("*.tif"))) == 40 and not list(tmp_path.glob(".*"))
     with pytest.raises(InputError, match="two inputs"):
         list(shared_jobs([tmp_path / "a.tif", tmp_path / "a.tif"]))
+
+
+def test_what_another_finished_meanwhile_is_not_done_again(tmp_path, monkeypatch):
+    """It ends between our look for the output and our lock."""
+
+    def late(output):
+        output.write_text("made by another")
+        return claim(output)
+
+    monkeypatch.setattr(side_store, "claim", late)
+    assert not list(shared_jobs([tmp_path / "a.tif", tmp_path / "b.tif"]))
 
 
 def test_a_store_of_an_unreadable_key_starts_over(tmp_path):

@@ -60,8 +60,11 @@ def clean(tile: np.ndarray, nodata: Sequence, masked: np.ndarray | None) -> np.n
     out = tile.astype(np.float32)
     empty = np.zeros(tile.shape, bool)
     for band, value in enumerate(nodata):
-        if value is not None and not np.isnan(value):
-            empty[band] = tile[band] == np.asarray(value).astype(tile.dtype)
+        if value is None or np.isnan(value):
+            continue
+        if integers and not np.iinfo(tile.dtype).min <= value <= np.iinfo(tile.dtype).max:
+            continue  # -9999 of a file of bytes would be taken for 241
+        empty[band] = tile[band] == np.asarray(value).astype(tile.dtype)
     if integers and tile.dtype.itemsize == 1:
         empty[:] = empty.all(axis=0)
     out[empty] = 0

@@ -224,10 +224,10 @@ def test_best_scores_are_those_of_a_plain_count(demo):
 
 
 def test_no_rule_beats_the_bodies_with_a_margin():
-    """The Bayes rule, its probabilities counted from a hundred hands, is better than the best margin by .02 at most."""
+    """The Bayes rule, its probabilities counted from sixty hands, is better than the best margin by .02 at most."""
     rng = np.random.default_rng(0)
     bodies = [np.pad(outline(rng, *demo_rts.draw_size(rng), rng.uniform(0, 3)), 8) for _ in range(25)]
-    hands = [np.mean([draw_by_hand(rng, body) for _ in range(100)], 0) for body in bodies]
+    hands = [np.mean([draw_by_hand(rng, body) for _ in range(60)], 0) for body in bodies]
     labels = [[draw_by_hand(rng, body) for _ in range(4)] for body in bodies]
 
     def iou(maps) -> float:

@@ -30,7 +30,7 @@ from common.datasets.demo_tundra import Hollow, Look, Tundra, draw_tundra, look_
 from common.errors import InputError
 from common.files import atomic_write
 
-DEMO_VERSION = 3
+DEMO_VERSION = 4
 CELL = 3.0  # metres a pixel
 SHIFT, SHIFT_STEP = 1.1, 9  # pixels: standard deviation of the hand along each axis, and over which it wanders
 SLUMP, OVERLOOKED, UNSURE, BURN, SCAR = "slump", "overlooked", "unsure", "burn", "scar"

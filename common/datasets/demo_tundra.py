@@ -22,6 +22,7 @@ SCARP, SHADOW = 185.0, 44.0  # grey values of fresh soil in the sun and of what 
 RELIEF = 16.0  # metres, standard deviation
 DEPTH = 5.0  # metres of a fresh hollow
 GRAIN = 4.0  # grey values of noise, before the optics blur it
+TRIES = 300  # places looked at for a hollow
 STRIP = 256  # rows looked at together
 COARSE = 4  # what is wider than some 16 pixels is drawn on a grid so much coarser
 
@@ -156,6 +157,16 @@ class Hollow:
     body: np.ndarray  # bool, of the window's shape
 
 
+def is_free(tundra: Tundra, spot: tuple[int, int], length: float, angle: float) -> bool:
+    """Whether a hollow's middle line lies on free land, a quick look before the hollow is drawn."""
+    steps = np.linspace(-0.5, 0.5, 33) * length
+    rows, cols = ((spot[k] + steps * turn).astype(int) for k, turn in ((0, np.sin(angle)), (1, np.cos(angle))))
+    inside = min(rows.min(), cols.min()) >= 0 and (rows.max() < len(tundra.taken)) & (
+        cols.max() < tundra.taken.shape[1]
+    )
+    return bool(inside and not tundra.taken[rows, cols].any())
+
+
 def place(rng, tundra: Tundra, box: tuple, size: tuple, kind: str, strength: float, burnt=False) -> Hollow | None:
     """A hollow drawn on free land, None where there is no room.
 
@@ -164,13 +175,14 @@ def place(rng, tundra: Tundra, box: tuple, size: tuple, kind: str, strength: flo
     across the slope.
     """
     rim = [min(0.75 * size[0] + 8, side / 2 - 1) for side in box[2:]]
-    for vain in range(60):
-        length, width = (0.98**vain * side for side in size)
+    for vain in range(TRIES):
+        length, width = (0.998**vain * side for side in size)
         spot = tuple(int(box[k] + rng.uniform(rim[k], box[k + 2] - rim[k])) for k in (0, 1))
-        if tundra.taken[spot]:
-            continue
         rise = upslope(tundra, spot)
-        body = outline(rng, length, width, rise + (np.pi / 2 if length > 3 * width else rng.normal(0, 0.5)))
+        angle = rise + (np.pi / 2 if length > 3 * width else rng.normal(0, 0.5))
+        if not is_free(tundra, spot, length, angle):
+            continue
+        body = outline(rng, length, width, angle)
         top, left = (spot[k] - body.shape[0] // 2 for k in (0, 1))
         window = np.s_[top : top + len(body), left : left + len(body)]
         if min(top, left) < 0 or tundra.taken[window].shape != body.shape or (body & tundra.taken[window]).any():

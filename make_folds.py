@@ -60,7 +60,7 @@ def main(argv=None):
             f"{path}: holds other folds, which runs may depend on; --force replaces them, --out keeps both"
         )
     write_folds(path, table, table["fold"], table["group"], task.target_columns(rows))
-    listed = len(table) - len(rows)
+    listed = int((table["fold"] == TEST).sum())
     print(f"folds: {path} ({len(rows)} rows, {listed} test rows in fold -1, hash {folds_hash(path)[:12]})")
 
 

@@ -25,7 +25,7 @@ from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.session import begin, make_parser, pick_task, with_data_of
-from common.settings import check_expected, peek, positive, settings_hash
+from common.settings import check_expected, peek, positive, positive_or_auto, settings_hash
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -51,7 +51,8 @@ def parser_of(task):
     weights.add_argument("--init", help="run or checkpoint of ours to start from: takes what fits")
     optimiser = parser.add_argument_group("optimisation")
     optimiser.add_argument("--epochs", type=positive, default=30, help="in all stages together")
-    optimiser.add_argument("--batch-size", type=positive, default=8, help="rows a step, of all processes together")
+    optimiser.add_argument("--batch-size", type=positive_or_auto, default=8,
+                           help="rows a step, of all processes together; auto: as many as fit, measured")  # fmt: skip
     optimiser.add_argument("--accumulate", type=positive, default=1, help="batches an optimizer step")
     optimiser.add_argument("--lr", type=float, default=2e-4, help="learning rate")
     optimiser.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")

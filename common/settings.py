@@ -48,6 +48,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_or_auto(text: str) -> int | str:
+    """argparse type: a whole number of 1 or more, or the word auto."""
+    return text if text == "auto" else positive(text)
+
+
 def peek(argv: list[str], option: str, default=None):
     """The value of one option before the full parser exists (its last mention, as argparse has it)."""
     value = default

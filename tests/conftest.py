@@ -100,3 +100,8 @@ def tiles_empty(tiles_home, tmp_path) -> Path:
     """A working folder with the same data/ and folds, and no run."""
     shutil.copytree(tiles_home / "data", tmp_path / "home" / "data")
     return tmp_path / "home"
+
+
+@pytest.fixture
+def rts_data() -> Path:
+    return real_data("rts")

@@ -84,9 +84,11 @@ class Trainer:
         return self.history
 
     def check_collapse(self) -> None:
-        """InputError where the last `collapse_epochs` validations found nothing of what is looked for."""
+        """InputError where nothing that is looked for was predicted in `collapse_epochs` epochs, neither of what the
+        model was trained on nor, by its average, of what it was validated on: an average alone begins late."""
         last = self.history[-self.collapse_epochs :] if self.collapse_epochs else []
-        if last and len(last) == self.collapse_epochs and all(line.get("predicts_nothing") for line in last):
+        nothing = [line.get("predicts_nothing", True) and line.get("train_predicted") == 0 for line in last]
+        if last and len(last) == self.collapse_epochs and all(nothing):
             raise InputError(
                 f"collapsed: for {len(last)} epochs, to epoch {self.next_epoch}, no pixel was predicted that is looked "
                 "for; take a loss that weighs misses more, a smaller --lr, or --collapse-epochs 0 to go on regardless"

@@ -46,7 +46,7 @@ DEFAULTS = {
     "patience": 20,
     "batch_size": "auto",
     "use": "best",
-    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "affine=.5", "elastic=.3", "colour=.5"],
+    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "shift-scale-rotate=.5", "elastic-fine=.3", "colour-jitter=.5"],
 }
 # For two cores and the drawn tundra: see LOG.md.
 DEMO_DEFAULTS = {
@@ -63,7 +63,7 @@ DEMO_DEFAULTS = {
     "lr": 3e-3,
     "use": "ema",
     "ema_decay": 0.97,
-    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "colour=.5"],
+    "augment": ["rot90=.75", "hflip=.5", "vflip=.5", "colour-jitter=.5"],
     "workers": 0,
     "samples_every": 14,
 }
@@ -116,10 +116,10 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
     """How near the sides of the split are, what two sets of labels differ by, and findings that need all pixels."""
     _, lines = regions.distance_report(rows, fold, limit_m=settings["distance"])
     if settings["compare_labels"]:
-        other = rows.assign(label=files.read_rows(Path(rows["path"].iloc[0]).parent.parent,
-                                                  labels=settings["compare_labels"])["label"])  # fmt: skip
+        data = Path(rows["path"].iloc[0]).parent.parent
+        other, _ = files.label_column(data, rows["path"], settings["compare_labels"])
         lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
-        lines.append(compare_labels(rows, rows["label"], other["label"]).round(3).to_string(index=False))
+        lines.append(compare_labels(rows, rows["label"], other).round(3).to_string(index=False))
     if adversarial:
         values, names, tile = block_statistics(rows["path"], files.read_tile, files.RGB)
         used, fold = np.asarray(fold)[tile] != TEST, np.asarray(fold)[tile]
@@ -155,7 +155,9 @@ def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path) -> 
 def add_arguments(parser, script: str) -> None:
     if script in ("folds", "train"):
         data = parser.add_argument_group("rts data")
-        data.add_argument("--labels", help="folder, bandN or band:NAME of the images, or a vector file (default: labels)")
+        data.add_argument(
+            "--labels", help="folder, bandN or band:NAME of the images, or a vector file (default: labels)"
+        )
     if script == "train":
         data.add_argument("--bands", nargs="+", default=list(files.RGB), metavar="BAND",
                           help="red, green, blue and bands of EXTRA by name")  # fmt: skip
@@ -167,10 +169,6 @@ def add_arguments(parser, script: str) -> None:
         add_scene_options(parser, FLAG)
     if script == "ensemble":
         rare.add_jobs(parser)
-
-
-def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:
-    return rare.report(path, judgement, members, beside, settings, title="Thaw slumps, out of fold", files=files)
 
 
 def read_tile(path: str, bands) -> np.ndarray:
@@ -190,7 +188,7 @@ TASK = make_segmentation_task(
     read_test=read_test,
     add_arguments=add_arguments,
     add_post=rare.add_post,
-    spec={"maps": "logit", "colour": True},
+    spec={"maps": "logit", "colour": True, "prior": True},
     search=lambda: [Path("weights"), KAGGLE_INPUT],
     markers={"train": ("PLANET-RGB|tiles|images",), "test": ("PLANET-RGB|tiles|images",)},
     defaults=DEFAULTS,
@@ -220,6 +218,6 @@ TASK = make_segmentation_task(
     baselines=partial(rare.baselines, files=files),
     jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},
     map_scenes=partial(map_scenes, threshold_of=rare.threshold_of),
-    report=report,
-    draw={"sheet": sheet, "samples": samples, "curve": rare.draw_curve},
+    report=lambda path, *rest: path,
+    draw={"sheet": sheet, "samples": samples},
 )

@@ -38,7 +38,7 @@ def add_scene_options(parser, flag) -> None:
                        help="resolutions to look at: .5 sees a window twice as wide")  # fmt: skip
     scene.add_argument("--spread", action=flag, default=False, help="a second band: deviation over the models")
     scene.add_argument("--prior", type=Path, metavar="TIF", help="susceptibility 0 to 1 that confines what is found")
-    scene.add_argument("--prior-mode", choices=MODES, default=MODES[0], help="limit: nothing under --prior-below; "
+    scene.add_argument("--prior-mode", choices=list(MODES), default="limit", help="limit: nothing under --prior-below; "
                        "odds: the prior multiplies the odds")  # fmt: skip
     scene.add_argument("--prior-below", type=float, default=0.05, help="limit: where the prior is under it, nothing is")
     scene.add_argument("--min-area", type=float, default=0.0, metavar="M2", help="smaller polygons are dropped")

@@ -67,7 +67,8 @@ def input_statistics(rows: pd.DataFrame, spec: dict, settings: dict, source: Sou
 def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_maps: Callable, source, own) -> dict:
     """Everything inference needs, as plain types; statistics come from the training rows given.
 
-    own: what the competition adds to it; with "colour" photometric augmentation touches red, green and blue alone.
+    own: what the competition adds to it; with "colour" photometric augmentation touches red, green and blue alone, with
+    "prior" a new model begins with the shares of the classes.
     """
     outputs, bands = list(outputs_of(rows)), list(settings.get("bands") or bands)
     scaling = {"scale": settings["scale"], "indices": list(settings["indices"])}
@@ -98,6 +99,8 @@ def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_m
     }
     if own.get("colour"):
         spec["colour"] = rgb_of(inputs)
+    if own.get("prior"):
+        spec["prior"] = rows[outputs].mean().tolist()
     spec["mean"], spec["std"] = input_statistics(rows, spec, settings, source)
     return spec
 
@@ -120,6 +123,8 @@ def build_model(spec: dict) -> Segmenter:
 
 def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> str:
     """Fill the encoder as --weights says, then all that fits of --init; a line for the log."""
+    if spec.get("prior"):
+        start_at_prior(model, spec["prior"])
     said = load_encoder(model, settings["weights"], bands=spec["inputs"], search=search)
     if settings["init"]:
         path = initial_checkpoint(Path(settings["init"]))
@@ -131,6 +136,16 @@ def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> st
     return f"weights: {said}"
 
 
+def start_at_prior(model, prior: list[float]) -> None:
+    """Biases of the head by which a new model answers with these shares of the classes.
+
+    Of a class of a few pixels in a thousand a model that begins at even odds first learns everything else, and then
+    calls the class what shows nothing of that: its probability stays near .5 (Lin et al. 2017, section 3.3).
+    """
+    with torch.no_grad():
+        model.net.segmentation_head[0].bias.copy_(torch.tensor(prior).clamp_min(1e-6).log())
+
+
 def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:
     rate = settings["lr"] if settings["backbone_lr"] is None else settings["backbone_lr"]
     groups = model.param_groups(lr=settings["lr"], backbone_lr=rate, weight_decay=settings["weight_decay"])
@@ -138,7 +153,8 @@ def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:
 
 
 class LossWithShares:
-    """A loss that also tells which share of the pixels it saw belongs to each class: what the sampler showed."""
+    """A loss that also tells which share of the pixels it saw belongs to each class, which is what the sampler showed,
+    and which share the model itself gave to a class after the first."""
 
     def __init__(self, loss, outputs: list[str]):
         self.loss, self.outputs = loss, outputs
@@ -147,8 +163,10 @@ class LossWithShares:
         parts, valid = self.loss(logits, batch), batch["valid"]
         counts = [((batch["target"] == index) & valid).sum() for index in range(len(self.outputs))]
         crops = valid.flatten(1).any(1).sum()  # padding, of which nothing is valid, was not shown
-        shown = all_sum(torch.stack([*counts, (crops * valid[0].numel()).clamp_min(1)]).double())
-        return parts | {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
+        found = ((logits.detach().argmax(dim=1) > 0) & valid).sum()
+        shown = all_sum(torch.stack([*counts, found, (crops * valid[0].numel()).clamp_min(1)]).double())
+        shares = {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
+        return parts | shares | {"predicted": shown[-2] / shown[-1]}
 
 
 def make_loss(spec: dict, settings: dict) -> LossWithShares:

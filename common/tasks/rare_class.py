@@ -1,0 +1,208 @@
+"""The segmentation family where one class is rare: balanced scores, ratios, calibration, the one final test."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.datasets.folds import TEST
+from common.errors import InputError
+from common.files import atomic_write
+from common.metrics.rare_baselines import everywhere_score, pixel_score
+from common.metrics.segmentation import counts_of
+from common.outputs.mask_sets import prob_paths, read_set
+from common.outputs.masks import read_beside, read_logit
+from common.post import detection_judge
+from common.post.detection_fit import KINDS, balanced_counts, cut_of, masks_of
+from common.post.morphology import finish_mask
+from common.post.prevalence import pixel_scores
+
+BLENDS = KINDS
+TESTED = Path("runs") / "final-tests.csv"
+TRACKED = {  # names of MLflow's metrics
+    "score": "val_balanced_iou_rts",
+    "precision": "val_balanced_precision",
+    "recall": "val_balanced_recall",
+}
+GATES = {
+    "minimum": {"balanced_iou": 0.5, "object_precision_500": 0.5},
+    "production": {"balanced_iou": 0.6, "object_precision_500": 0.8, "object_recall_500": 0.6, "ece": 0.05},
+}
+UNCALIBRATED = {"temperature": 1.0, "threshold": 0.5}
+
+
+def add_post(parser) -> None:
+    """Options of infer.py and ensemble.py: how probabilities become masks."""
+    post = parser.add_argument_group("post-processing")
+    post.add_argument("--threshold", type=float, metavar="P", help="calibrated probability (default: as fitted)")
+    post.add_argument("--at-ratio", type=float, metavar="R",
+                      help="the threshold fitted for R negative tiles a positive (1: best balanced IoU)")  # fmt: skip
+    post.add_argument("--min-blob", type=int, default=0, metavar="PX", help="smaller blobs are dropped")
+    post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
+
+
+def add_jobs(parser) -> None:
+    """What ensemble.py has for one rare class."""
+    what = parser.add_argument_group("calibration and final test")
+    what.add_argument("--ratios", type=float, nargs="+", default=[200.0, 500.0, 1000.0], metavar="R",
+                      help="negative tiles a positive of the realistic sets")  # fmt: skip
+    what.add_argument("--target-precision", type=float, default=0.8, metavar="P", help="of pixels, for thresholds")
+    what.add_argument("--calibrate", action="store_true", help="fit temperature and thresholds, print and keep them")
+    what.add_argument("--final-test", nargs="?", const=True, type=Path, metavar="PREDS",
+                      help="score predictions of the test rows, once (default: preds/<run>)")  # fmt: skip
+    what.add_argument("--again", action="store_true", help="score a test set that was scored before")
+
+
+def read_map(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return read_logit(path), read_beside(path, "valid"), read_beside(path, "target")
+
+
+def score(rows: pd.DataFrame, frame: pd.DataFrame) -> dict:
+    """{"score": IoU of the class at .5 with as many negative tiles as positive ones, "precision", "recall", …}."""
+    counts = counts_of(frame, 2)
+    positive = counts[:, 1].sum(axis=1) > 0
+    found = pixel_scores(*balanced_counts(counts, positive))
+    values = {"score": found["iou"], "precision": found["precision"], "recall": found["recall"]}
+    predicted = int(counts[:, :, 1].sum())
+    values = {key: 0.0 if np.isnan(value) else float(value) for key, value in values.items()}
+    return values | {"predicted": predicted / max(int(counts.sum()), 1), "predicts_nothing": predicted == 0}
+
+
+def say_epoch(record: dict) -> list[str]:
+    if record.get("score") is None:
+        return []
+    trained = f", {record['train_predicted']:.3%} in training" if "train_predicted" in record else ""
+    return [f"at 1:1 and .5: IoU {record['score']:.4f}, precision {record['precision']:.3f}, recall "
+            f"{record['recall']:.3f}; {record['predicted']:.3%} of the pixels predicted{trained}"]  # fmt: skip
+
+
+def aim_of(settings: dict) -> dict:
+    """What thresholds are fitted for, of options or defaults."""
+    ratios = tuple(settings.get("ratios", (200.0, 500.0, 1000.0)))
+    precision = settings.get("target_precision", 0.8)
+    if min(ratios) <= 0 or not 0 < precision < 1:
+        raise InputError("--ratios are numbers above 0, --target-precision is between 0 and 1")
+    main = 200.0 if 200.0 in ratios else ratios[0]
+    return {"ratios": ratios, "main_ratio": main, "target_precision": precision,
+            "min_blob": settings.get("min_blob", 0)}  # fmt: skip
+
+
+def judge(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
+    for name, frame in sets.items():
+        prob_paths(name, frame)
+    options = aim_of(settings) | {"kind": settings["kind"], "seed": settings["seed"]}
+    return detection_judge.judge(rows, sets, read_map=read_map, **options)
+
+
+def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = None) -> dict:
+    """post.json: temperature and thresholds; nothing where only counts were kept."""
+    if "prob" not in frame:
+        return {}
+    return detection_judge.fit_post(rows, frame, read_map=read_map, **aim_of(settings or {}))
+
+
+def threshold_of(post: dict | None, settings: dict) -> float:
+    """The calibrated probability above which a pixel is of the class."""
+    given = settings["threshold"]
+    if given is not None and not 0 < given < 1:
+        raise InputError(f"--threshold {given}: give a probability between 0 and 1")
+    return cut_of(post or UNCALIBRATED, ratio=settings["at_ratio"], threshold=given).threshold
+
+
+def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values) -> pd.DataFrame:
+    """The masks as they are handed in: columns "mask", uint8 (H,W), and "values", the raw value of each class."""
+    threshold, masks = threshold_of(post, settings), []
+    for path in prob_paths("the set", frame):
+        logit, valid = read_logit(path), read_beside(path, "valid")
+        mask = masks_of(logit, valid, post or UNCALIBRATED, threshold=threshold, min_blob=settings["min_blob"])
+        hot = np.stack([mask == 0, mask == 1]).astype(np.float32)
+        masks.append(finish_mask(hot, valid, thresholds=[0.5, 0.5], min_area=[0], fill_holes=settings["fill_holes"]))
+    return frame.assign(mask=masks, values=[values] * len(masks))
+
+
+def compare(rows: pd.DataFrame, sets: dict) -> pd.DataFrame:
+    """A line per run: its balanced IoU, and what is honestly reached at the realistic ratios."""
+    lines = []
+    for name, frame in sets.items():
+        found = detection_judge.judge(rows, {name: frame}, read_map=read_map)
+        lines.append({"run": name} | found["metrics"])
+    return pd.DataFrame(lines)
+
+
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict, *, files) -> dict[str, float]:
+    """What stands beside a score: the class everywhere, logistic regression on pixels, what a demo set allows."""
+    known = rows[rows["fold"] != TEST].reset_index(drop=True)
+    bands = settings["bands"]
+    pixels = {"read_tile": lambda path: files.read_tile(path, bands), "read_target": files.read_label}
+    scores = {"constant": everywhere_score(known, **pixels), "logistic": pixel_score(known, **pixels)}
+    best = facts.get("best" if set(bands) - set(files.RGB) else "best_rgb")
+    return scores | ({} if best is None else {"reachable": best})
+
+
+def say_tables(tables: dict[str, pd.DataFrame]) -> None:
+    for name, table in tables.items():
+        print(f"{name}:\n{table.round(4).to_string(index=False)}")
+
+
+def calibrate(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict) -> int:
+    """--calibrate: temperature and thresholds of every run, printed with what they honestly do, kept in post.json."""
+    for run in found:
+        judgement = detection_judge.judge(rows, {run.name: sets[run.name]}, read_map=read_map, **aim_of(settings))
+        tables = judgement["tables"]
+        say_tables({name: tables[name] for name in ("calibration", "thresholds", "negatives")})
+        post = fit_post(rows, sets[run.name], settings)
+        print(f"post-processing: {atomic_write(run / 'post.json', json.dumps(post, indent=1) + chr(10))}")
+    return 0
+
+
+def hash_of(frame: pd.DataFrame) -> str:
+    """What a test set is: its tiles and their truth."""
+    content = hashlib.sha256()
+    for name, path in sorted(zip(frame["id"], frame["prob"], strict=True)):
+        content.update(name.encode() + np.packbits(read_beside(path, "target") == 1).tobytes())
+    return content.hexdigest()[:16]
+
+
+def test_set(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(test rows, their set). InputError where the folder holds no predictions of just these rows."""
+    tested = rows[rows["fold"] == TEST].reset_index(drop=True)
+    if not len(tested):
+        raise InputError("--final-test: the folds keep no test rows (fold -1); make them with a test split")
+    if not (folder / "pred.csv").is_file():
+        raise InputError(f"--final-test: no predictions in {folder}; run infer.py --runs … --rows test --out {folder}")
+    frame = read_set(folder)
+    if set(frame["id"]) != set(tested["id"]):
+        raise InputError(f"{folder}: its rows are not the {len(tested)} test rows of the folds; predict those")
+    return tested, frame
+
+
+def final_test(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict) -> int:
+    """--final-test: pixels, blobs and calibration on the test rows, with nothing fitted there; a second time only when
+    --again says so, since a test set that is looked at twice is tuned on."""
+    if len(found) > 1:
+        raise InputError("--final-test: of one run, the one that is handed on; it is scored once")
+    run = found[0]
+    given = settings["final_test"]
+    tested, frame = test_set(rows, Path("preds") / run.name if given is True else Path(given))
+    known, key = pd.read_csv(TESTED, dtype=str) if TESTED.is_file() else None, hash_of(frame)
+    before = [] if known is None else known["run"][known["test_set"] == key].tolist()
+    if before and not settings["again"]:
+        raise InputError(f"--final-test: this test set was scored before (run {', '.join(before)}, {TESTED}); a choice "
+                         "made after that is tuned on it. --again scores it nevertheless and says so")  # fmt: skip
+    path = run / "post.json"
+    if not path.is_file() or not (post := json.loads(path.read_text())):
+        raise InputError(f"--final-test: {path} holds nothing; ensemble.py --runs {run.name} --calibrate first")
+    result = detection_judge.final_report(tested, frame, post, read_map=read_map)
+    if before:
+        print(f"AGAIN: this test set was scored before, {len(before)} times")
+    say_tables(result["tables"])
+    line = pd.DataFrame([{"run": run.name, "test_set": key, "tiles": str(len(frame))}])
+    atomic_write(TESTED, pd.concat([known, line] if known is not None else [line]).to_csv(index=False))
+    print(f"kept: {atomic_write(run / 'final-test.json', final_json(result['tables']))}, {TESTED}")
+    return 0
+
+
+def final_json(tables: dict[str, pd.DataFrame]) -> str:
+    return json.dumps({name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}, indent=1)

@@ -22,7 +22,7 @@ from common.errors import InputError
 TILE = 128
 REGIONS = {
     "East": Region("train", 32608, (500000.0, 7470000.0), (3, 3), 5),
-    "West": Region("val", 32607, (580000.0, 7715000.0), (3, 4), 6, Look(0.5, 1.1, 6, -0.05, 0.1)),
+    "West": Region("val", 32607, (580000.0, 7715000.0), (3, 4), 3, Look(0.5, 1.1, 6, -0.05, 0.1)),
     "North": Region("test", 32608, (440000.0, 8150000.0), (2, 2), 2, Look(0.3)),
 }
 SMALL = {"tile": TILE, "regions": REGIONS, "scene": Region("scene", 32608, (420000.0, 7560000.0), (3, 3), 4), "seed": 2}
@@ -61,6 +61,19 @@ def test_tiles_have_the_real_format(demo):
                 assert file.nodata == (None if name == "labels" else 0)
                 if name == "EXTRA":
                     assert file.descriptions == ("ndvi", "relative_elevation")
+
+
+def test_neighbours_touch(demo):
+    folder, _ = demo
+    bounds = {}
+    for row, col in ((0, 0), (0, 1), (1, 0), (2, 3)):
+        with rasterio.open(folder / f"labels/west_r{row}_c{col}.tif") as file:
+            bounds[row, col] = file.bounds
+    first = bounds[0, 0]
+    assert (first.left, first.top) == REGIONS["West"].corner
+    assert first.right == bounds[0, 1].left and first.top == bounds[0, 1].top
+    assert first.bottom == bounds[1, 0].top and first.left == bounds[1, 0].left
+    assert (bounds[2, 3].left - first.left, first.top - bounds[2, 3].top) == (9 * TILE, 6 * TILE)
 
 
 def test_centroids_classes_and_splits_are_those_of_the_files(demo):

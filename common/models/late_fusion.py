@@ -30,7 +30,10 @@ class LateEncoder(nn.Module):
         self.used = set(self.join)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        photos, rests = self.photo(image[:, self.rgb]), self.rest(image[:, self.others])
+        photos, rests = (
+            encoder(image[:, seen].contiguous(memory_format=torch.channels_last))  # which indexing gives up
+            for encoder, seen in ((self.photo, self.rgb), (self.rest, self.others))
+        )
         levels = []
         for level, (photo, rest) in enumerate(zip(photos, rests, strict=True)):
             levels.append(self.join[str(level)](photo, rest) if str(level) in self.used else photo)

@@ -164,6 +164,16 @@ class Segmenter(nn.Module):
         stems = [("net.encoder", self.net.encoder), *([("full.stem", self.full.stem)] if self.full else [])]
         return [f"{prefix}.{name}" for prefix, module in stems for name in first_convolution(module, self.channels)]
 
+    def stems(self) -> dict[str, list[int]]:
+        """{name of a weight that sees bands: the channels it sees}: those of `image_weights`, or of both encoders."""
+        found = {name: list(range(self.channels)) for name in self.image_weights()}
+        parts = {"photo": "rgb", "rest": "others"} if isinstance(self.net.encoder, LateEncoder) else {}
+        for part, which in parts.items():
+            seen = getattr(self.net.encoder, which)
+            names = first_convolution(getattr(self.net.encoder, part), len(seen))
+            found |= {f"net.encoder.{part}.{name}": seen for name in names}
+        return found
+
 
 def first_convolution(module: nn.Module, channels: int) -> list[str]:
     """[name of its weight] where the first convolution of `module` sees all `channels` at once, else []."""

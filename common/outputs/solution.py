@@ -38,7 +38,7 @@ STUBS = {
     "dpt_net": "def dpt_net(**_):\n    pass",
     "mask2former_net": "def mask2former_net(**_):\n    pass",
 }
-LEFT_OUT = {"Segmenter": ("train", "freeze_backbone", "part_of", "param_groups", "image_weights")}
+LEFT_OUT = {"Segmenter": ("train", "freeze_backbone", "part_of", "param_groups", "image_weights", "stems")}
 # A loader may run the file without entering it among the modules, where dataclasses look it up.
 FIRST = "sys.modules.setdefault(__name__, type(sys)(__name__))"
 # Options of smp's classes that 0.3.4 lacks (dropout of a decoder), and a zip that Python 3.9 has not.

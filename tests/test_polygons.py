@@ -193,6 +193,16 @@ def test_simplified_outlines_stay_near_and_valid():
     assert dot.equals(shapely.box(1, 1, 2, 2))
 
 
+def test_blobs_of_very_many_corners_keep_them(monkeypatch):
+    mask = np.zeros((100, 100), bool)
+    mask[2:40, 2:40] = np.tril(np.ones((38, 38)))
+    mask[50:54, 50:54] = np.tril(np.ones((4, 4)))
+    exact = trace(whole(mask), **PIXELS)["geometry"]
+    monkeypatch.setattr("common.post.polygons.MOST_CORNERS", 20)
+    large, small = trace(whole(mask), **PIXELS | {"simplify": SIMPLIFY})["geometry"]
+    assert large.equals_exact(exact[0], 0) and not small.equals(exact[1])
+
+
 def ring_and_block():
     mask = np.zeros((120, 160), bool)
     mask[10:60, 10:90] = True
@@ -272,7 +282,7 @@ def test_a_polygon_over_the_antimeridian_is_cut_there(tmp_path):
 
 @pytest.mark.soak
 def test_thousands_of_masks():
-    for mask, prob, rng in random_masks(6000, 5, side=40):
+    for mask, prob, rng in random_masks(2500, 5, side=40):
         table = trace(cut(mask, prob, rng.integers(1, 9, 8)), **PIXELS)
         shapes = table["geometry"].to_numpy()
         labels, count = scipy.ndimage.label(mask, AROUND)

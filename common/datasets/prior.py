@@ -26,7 +26,7 @@ class Prior:
     def __init__(self, file: rasterio.DatasetReader, *, height: int, width: int, crs: CRS, transform: Affine):
         self.file, self.height, self.width = file, height, width
         self.vrt = WarpedVRT(file, crs=crs, transform=transform, height=height, width=width, dtype="float64",
-                             resampling=Resampling.bilinear, src_nodata=file.nodata, nodata=np.nan)  # fmt: skip
+                             resampling=Resampling.bilinear, nodata=np.nan)  # fmt: skip
 
     def __enter__(self) -> "Prior":
         return self

@@ -22,6 +22,7 @@ COLUMNS = ("id", "geometry", "area_m2", "mean_prob", "max_prob", "pixels", "row"
 RUN_TYPES = {"row": np.int32, "start": np.int32, "end": np.int32, "total": np.float64, "peak": np.float32, "node": int}
 # One-pixel steps of a slanted edge lie up to sqrt(1/2) = .71 px off a straight line; this takes them away.
 SIMPLIFY = 0.75
+MOST_CORNERS = 100_000  # the time that simplification takes grows with the square: minutes for a blob of noise
 WRITTEN = "2000-01-01T00:00:00Z"  # the time that a GeoPackage is stamped with, so that equal polygons are equal bytes
 
 
@@ -87,11 +88,12 @@ def apply_transform(corners: np.ndarray, transform) -> np.ndarray:
 def place(shapes: np.ndarray, transform, simplify: float) -> np.ndarray:
     """Shapes in pixels, simplified (Douglas-Peucker that keeps topology; `simplify` px) and put on the map.
 
-    A shape that simplification would make invalid or take more than a fifth of its area from keeps its pixel corners:
-    that is what it does to blobs of a few pixels.
+    A shape keeps its pixel corners where simplification would make it invalid or change its area by more than a fifth
+    (blobs of a few pixels), and where it has more than MOST_CORNERS.
     """
     if simplify > 0:
-        simple = shapely.simplify(shapes, simplify, preserve_topology=True)
+        simple, few = shapes.copy(), shapely.get_num_coordinates(shapes) <= MOST_CORNERS
+        simple[few] = shapely.simplify(shapes[few], simplify, preserve_topology=True)
         area = shapely.area(shapes)
         good = shapely.is_valid(simple) & (abs(shapely.area(simple) - area) <= 0.2 * area)
         shapes = np.where(good, simple, shapes)

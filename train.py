@@ -15,6 +15,7 @@ from pathlib import Path
 from common.datasets.folds import TEST, check_groups, folds_hash, join_folds, read_folds, write_folds
 from common.engine import device as devices
 from common.engine import runs
+from common.engine.batch_size import AUTO, known_batch_size, measure_batch_size
 from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
 from common.engine.experiments import LOCAL
@@ -155,6 +156,10 @@ def train_fold(session, rows, fold, folds_path, machine):
     """Train one fold and leave its folder complete: checkpoints, log, curves, out-of-fold predictions, ledger."""
     task, settings = session.task, session.settings
     folder = runs.fold_folder(settings["run"], fold)
+    if settings["batch_size"] == AUTO:
+        known = known_batch_size(folder, resume=settings["resume"], force=settings["force"])
+        settings["batch_size"] = known or AUTO
+        devices.barrier()  # every process has looked before the first one writes
     if machine.main:
         runs.claim_fold(folder, settings, ignore=FREE, resume=settings["resume"], force=settings["force"])
     devices.barrier()
@@ -168,6 +173,11 @@ def train_fold(session, rows, fold, folds_path, machine):
     model = task.build_model(spec)
     said = task.load_weights(model, spec, settings)
     data = task.prepare(model, train_rows, valid_rows, spec, settings, runs.RUNS / settings["run"], machine.device)
+    if settings["batch_size"] == AUTO:
+        settings["batch_size"] = measure_batch_size(task, model, data.train, data.valid, data.collate, spec, settings,
+                                                    machine)  # fmt: skip
+        if machine.main:
+            runs.keep_settings(folder, settings)
     loaders = {part: make_loader(dataset, settings, machine, shuffle=part == "train", init_worker=data.init_worker,
                                  collate=data.collate)
                for part, dataset in (("train", data.train), ("valid", data.valid)) if dataset is not None}  # fmt: skip

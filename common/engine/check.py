@@ -3,6 +3,7 @@
 import torch
 import yaml
 
+from common.engine.batch_size import AUTO, measure_batch_size
 from common.engine.device import autocast, to_device
 from common.engine.rows import make_loader
 
@@ -12,11 +13,15 @@ def check_recipe(task, settings: dict, train_rows, machine, folder) -> float:
 
     Nothing is written but the contact sheet `<folder>/check.jpg`.
     """
-    print(yaml.safe_dump({key: settings[key] for key in sorted(settings)}, sort_keys=True).rstrip())
     spec = task.make_spec(train_rows, settings)
     model = task.build_model(spec)
-    print(task.load_weights(model, spec, settings))
+    said = task.load_weights(model, spec, settings)
     dataset, collate = task.open_training(train_rows, spec, settings), task.collate
+    if settings["batch_size"] == AUTO:
+        size = measure_batch_size(task, model, dataset, None, collate, spec, settings, machine)
+        settings = settings | {"batch_size": size}
+    print(yaml.safe_dump({key: settings[key] for key in sorted(settings)}, sort_keys=True).rstrip())
+    print(said)
     loader = make_loader(dataset, settings, machine, shuffle=True, collate=collate, init_worker=task.init_worker)
     batch = next(iter(loader))
     if "sheet" in task.draw:

@@ -69,8 +69,13 @@ def claim_fold(folder: Path, settings: dict, *, ignore: set[str], resume: bool, 
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "oof", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder / "args.yaml", {key: value for key, value in settings.items() if key not in THIS_CALL})
+    keep_settings(folder, settings)
     return "resume" if resume else "new"
+
+
+def keep_settings(folder: Path, settings: dict) -> None:
+    """args.yaml: what the fold is trained with, without the options that concern a single call."""
+    write_settings(folder / "args.yaml", {key: value for key, value in settings.items() if key not in THIS_CALL})
 
 
 def finish_fold(folder: Path, facts: dict) -> None:

@@ -1,12 +1,29 @@
 """Sums over all processes, so that N processes train as one."""
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 
+_alone = False
+
 
 def world_size() -> int:
-    """Number of processes in the training group; 1 where none was set up."""
+    """Number of processes in the training group; 1 where none was set up, and within `alone`."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def alone():
+    """Losses inside are of this process's rows only: for what processes do at their own pace."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 class _AllSum(torch.autograd.Function):

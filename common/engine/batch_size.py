@@ -1,0 +1,236 @@
+"""--batch-size auto: the largest batch that fits, found by training steps at growing sizes on the device itself."""
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.datasets.sampling import epoch_order
+from common.engine import runs
+from common.engine.device import Machine, barrier, rng_state, set_rng_state
+from common.engine.loop import Trainer
+from common.engine.memory import PeakMemory, free_memory, release_memory, used_memory
+from common.engine.predict import predict
+from common.errors import InputError
+from common.losses.reduce import alone
+
+AUTO = "auto"
+SHARE = {"cuda": 0.9, "mps": 0.8, "cpu": 0.8}  # of the free memory: the rest is for fragments, loaders and others
+POOL = 16  # samples that the batches are made of, again and again: what a step takes depends on their shape alone
+GROWTH = 4  # the next size is at most so many times the last one that fitted: far extrapolations may end in a kill
+RETRIES = 12
+
+
+def known_batch_size(folder: Path, *, resume: bool, force: bool) -> int | None:
+    """The rows a step that a fold, or else another fold of its run, was begun with; None where none is settled.
+
+    A start that saved nothing binds nobody unless it is resumed; a fold that is started over does not bind itself.
+    """
+    for fold in [folder, *(other for other in sorted(folder.parent.glob("fold*")) if other != folder)]:
+        saved = any((fold / name).is_file() for name in ("last.pt", "best.pt", "finished.json"))
+        binds = not force if fold == folder else saved
+        if binds and (saved or resume) and (fold / "args.yaml").is_file():
+            size = runs.read_settings(fold)["batch_size"]
+            if size != AUTO:
+                return int(size)
+    return None
+
+
+def measure_batch_size(task, model, train, valid, collate, spec: dict, settings: dict, machine: Machine) -> int:
+    """Rows a step, of all processes together, that fit on the device; at most those of an epoch.
+
+    train, valid: the datasets (valid may be None). Model, RNG and datasets are left as they were: the steps are taken
+    by a copy. Every process measures by itself and the smallest answer counts. InputError where not one row fits.
+    """
+    if getattr(model, "closed_form", False):
+        raise InputError(f"--batch-size auto: the head {settings['head']} is fitted without steps; give a number")
+    state, most = rng_state(), -(-len(train) // machine.world)
+    rehearsal = Rehearsal(task, model, train, valid, collate, spec, settings, machine)
+    barrier()  # the memory of a machine is looked at by all of its processes before one takes it
+    budget = rehearsal.limit()
+    barrier()
+    with alone():
+        size, tried = largest_size(rehearsal.peak, most=most, budget=budget, refuses=machine.device.type == "cuda")
+    rehearsal.end()
+    set_rng_state(state)
+    fitting = smallest(size, machine)
+    if not fitting:
+        raise InputError("--batch-size auto: not even one row fits into memory; take a smaller --crop or model")
+    total = min(fitting * machine.world, len(train))
+    if machine.main:
+        print(say_size(total, tried, budget, len(train), machine))
+    return total
+
+
+def smallest(size: int, machine: Machine) -> int:
+    """The smallest of all processes' numbers."""
+    if machine.world == 1:
+        return size
+    value = torch.tensor(size, device=machine.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return int(value)
+
+
+def say_size(total: int, tried: dict, budget: int, rows: int, machine: Machine) -> str:
+    """What was chosen and why, in a line."""
+    peaks = (f"{size}: {'does not fit' if peak is None else f'{peak / 1e9:.2f} GB'}" for size, peak in tried.items())
+    limit = f"all of the epoch's {rows} rows" if total == rows else f"{budget / 1e9:.2f} GB may be used"
+    each = f" by {machine.world} processes" if machine.world > 1 else ""
+    return f"batch size {total} (auto, measured{each}): {limit}; a step of {', '.join(peaks)}"
+
+
+def largest_size(peak: Callable, *, most: int, budget: int, refuses: bool) -> tuple[int, dict[int, int | None]]:
+    """(the largest size in 1..most that was tried and fits, or 0; {size tried: its peak in bytes, None: no memory}).
+
+    peak(size) takes a step of so many rows and gives its peak in bytes, or None where there was not enough memory.
+    refuses: the device says no without harm, so that sizes double until it does; else memory is taken to grow with the
+    size in a straight line, sizes go where that meets the budget, and no size is tried that it puts beyond.
+    """
+    tried: dict[int, int | None] = {}
+    low, high, size = 0, most + 1, min(2, most)
+    for _ in range(RETRIES + most.bit_length()):
+        tried[size] = peak(size)
+        if tried[size] is not None and tried[size] <= budget:
+            low = size
+        else:
+            high = size
+        beyond = high if high in tried else None
+        size = 1 if not low else doubled(low, beyond) if refuses else met(tried, low, beyond, budget)
+        size = min(size, high - 1)
+        if size <= low or size in tried or (low and size - low < low // 16 and size < most):
+            break
+    return low, tried
+
+
+def doubled(low: int, beyond: int | None) -> int:
+    """Twice the size that fits, or the middle between it and the one that does not."""
+    return 2 * low if beyond is None else (low + beyond) // 2
+
+
+def met(tried: dict, low: int, beyond: int | None, budget: int) -> int:
+    """The size at which a line through the two largest measured peaks meets the budget, not too far from `low`."""
+    known = sorted((size, peak) for size, peak in tried.items() if peak is not None)[-2:]
+    if len(known) < 2:
+        return 2 * low
+    (size, peak), (larger, higher) = known
+    slope = (higher - peak) / (larger - size)
+    reached = low * GROWTH if slope <= 0 else int(size + (budget - peak) / slope)
+    if beyond is not None and reached >= beyond:  # the line has been wrong
+        reached = (low + beyond) // 2
+    return min(reached, low * GROWTH)
+
+
+class Rehearsal:
+    """Training steps of a copy of the model, with its optimizer and average, and the validation that follows."""
+
+    def __init__(self, task, model, train, valid, collate, spec: dict, settings: dict, machine: Machine):
+        self.task, self.model, self.spec, self.settings = task, model, spec, settings
+        self.machine, self.device = Machine(machine.device, machine.amp), machine.device
+        self.world, self.trainer = machine.world, None
+        self.train = Pool(train, collate, epoch_order(len(train), settings["seed"], 0)[:POOL])
+        self.valid = None if valid is None or not len(valid) else Pool(valid, collate, range(min(POOL, len(valid))))
+
+    def limit(self) -> int:
+        """Bytes that this process may hold. On CUDA the allocator is told, so that it refuses what is beyond."""
+        release_memory(self.device)
+        held = 0 if self.device.type == "cuda" else used_memory(self.device)
+        budget = held + int(SHARE[self.device.type] * free_memory(self.device))
+        if self.device.type == "cuda":
+            _, whole = torch.cuda.mem_get_info(self.device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, budget / whole), self.device)
+        return budget
+
+    def begin(self) -> None:
+        """A trainer whose optimizer has its moments, as it has from the second step on."""
+        model = copy.deepcopy(self.model)
+        groups, stages = self.task.plan(model, self.settings)
+        still = [{**group, "lr": 0.0} for group in groups]
+        options = {name: self.settings[name] for name in ("ema_decay", "grad_clip", "seed")}
+        trainer = Trainer(model, None, loss_fn=self.task.build_loss(self.spec, self.settings), groups=still,
+                          stages=stages, validate=None, folder=Path(), header={}, machine=self.machine,
+                          **options)  # fmt: skip
+        starts = [sum(stage.epochs for stage in stages[:number]) for number in range(len(stages))]
+        self.epoch = max(starts, key=lambda epoch: trained(trainer, epoch))
+        trainer.enter_stage(self.epoch)
+        trainer.model.train()
+        self.trainer = trainer
+        self.step(min(2, len(self.train)))
+
+    def step(self, size: int) -> int:
+        """One step of so many rows; the bytes of its batch."""
+        batch = self.train.batch(size)
+        self.trainer.train_step(batch, self.epoch, 0, 1)
+        return sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+
+    def validate(self, size: int) -> None:
+        keep = self.task.keep(self.spec, self.settings, None)
+        predict([self.trainer.evaluated], [self.valid.batch(min(size, self.valid.rows))], views=["identity"],
+                device=self.device, to_pred=self.task.to_pred, amp=self.machine.amp, keep=keep)  # fmt: skip
+
+    def peak(self, size: int) -> int | None:
+        """The most bytes held in a step of so many rows and in their validation; None where memory did not suffice."""
+        try:
+            if self.trainer is None:
+                self.begin()
+            release_memory(self.device)
+            with PeakMemory(self.device) as peak:
+                batch = self.step(size)
+                if self.valid:
+                    self.validate(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            peak = None
+        if peak is None:  # outside of the handler, whose traceback holds the step's tensors
+            self.forget()
+            return None
+        gradients = sum(p.nbytes for p in self.trainer.model.parameters()) if self.world > 1 else 0  # DDP's buckets
+        waiting = 0 if self.device.type == "cuda" else 2 * self.settings["workers"] * batch
+        return peak.bytes + gradients + waiting
+
+    def forget(self) -> None:
+        """Free everything; the next trial begins anew."""
+        self.trainer = None
+        gc.collect()
+        release_memory(self.device)
+
+    def end(self) -> None:
+        """Leave the device as it was."""
+        self.forget()
+        if self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
+class Pool:
+    """A few samples of a dataset, and batches of any size of them."""
+
+    def __init__(self, dataset, collate, indices):
+        self.rows, self.collate = len(dataset), collate
+        self.indices = [int(index) for index in indices]
+        self.whole = dataset.get_batch if hasattr(dataset, "get_batch") else None
+        self.samples = None if self.whole else [dataset[(0, index)] for index in self.indices]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def batch(self, size: int) -> dict:
+        chosen = [number % len(self.indices) for number in range(size)]
+        if self.whole:
+            return self.whole(0, [self.indices[number] for number in chosen])
+        return self.collate([self.samples[number] for number in chosen])
+
+
+def trained(trainer: Trainer, epoch: int) -> int:
+    """Numbers that an optimizer step of the epoch changes: the stage with the most takes the most memory."""
+    trainer.enter_stage(epoch)
+    return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    said = str(error)
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of torch, cuDNN and cuBLAS, the CPU
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(word in said for word in words)

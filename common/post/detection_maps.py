@@ -85,10 +85,9 @@ def mix_logits(logits: Sequence[np.ndarray], weights: Sequence[float]) -> np.nda
     used = [(logit, weight) for logit, weight in zip(logits, weights, strict=True) if weight > 0]
     if len(used) == 1:
         return np.asarray(used[0][0], np.float32)
-    total = sum(weight for _, weight in used)
-    sides = []
+    sides = []  # what the weights add up to is in both and cancels
     for sign in (1, -1):
-        each = [log_expit(np.float32(sign) * logit) + np.float32(np.log(weight / total)) for logit, weight in used]
+        each = [log_expit(np.float32(sign) * logit) + np.float32(np.log(weight)) for logit, weight in used]
         sides.append(np.logaddexp.reduce(each))
     return (sides[0] - sides[1]).astype(np.float32)
 

@@ -105,3 +105,33 @@ def tiles_empty(tiles_home, tmp_path) -> Path:
 @pytest.fixture
 def rts_data() -> Path:
     return real_data("rts")
+
+
+@pytest.fixture(scope="session")
+def slumps_home(tmp_path_factory) -> Path:
+    """A working folder: data/ with 24 small thaw-slump tiles in six regions, split by splits.yaml, and runs/one and
+    runs/two trained on it.
+
+    To be read only; a test that writes takes `slumps_copy`.
+    """
+    import tiny_rts
+
+    home = tmp_path_factory.mktemp("slumps")
+    tiny_rts.make_rts(home / "data")
+    tiny_rts.call(home, "make_folds", "--task", "rts", "--data", "data")
+    for run, seed in (("one", "42"), ("two", "7")):
+        tiny_rts.train(home, "--seed", seed, *tiny_rts.LEARNING, run=run)
+    return home
+
+
+@pytest.fixture
+def slumps_copy(slumps_home, tmp_path) -> Path:
+    """The working folder of `slumps_home` for one test to change."""
+    return shutil.copytree(slumps_home, tmp_path / "home")
+
+
+@pytest.fixture
+def slumps_empty(slumps_home, tmp_path) -> Path:
+    """A working folder with the same data/ and folds, and no run."""
+    shutil.copytree(slumps_home / "data", tmp_path / "home" / "data")
+    return tmp_path / "home"

@@ -8,10 +8,15 @@ OUT := demo/$(TASK)
 # the models of a task's demo, their options and their views at inference
 MEMBERS_biomass := net ridge
 MEMBERS_glacier := net
+MEMBERS_rts := net
 MEMBERS := $(MEMBERS_$(TASK))
 ARGS_ridge := --head ridge
 TTA_biomass_net := --tta hflip vflip swap
 TTA_glacier_net := --tta hflip vflip rot90
+TTA_rts_net := --tta hflip
+# what a task's demo does beside: one look at the test rows, a map of a whole scene
+FINAL_rts := --final-test $(OUT)/net --again
+SCENE_rts := --scene demo/scenes --truth demo/hidden/scene_truth.tif
 
 .PHONY: install demo demo-shuffled test soak bench clean
 
@@ -29,6 +34,8 @@ demo: install
 	$(foreach m,$(MEMBERS),$(PY) infer.py --runs $(RUN)-$(m) --data demo $(TTA_$(TASK)_$(m)) --out $(OUT)/$(m) &&) true
 	$(PY) ensemble.py --runs $(addprefix $(RUN)-,$(MEMBERS)) --data demo --save-blend $(OUT)/blend.json --out $(OUT)
 	$(PY) ensemble.py --preds $(addprefix $(OUT)/,$(MEMBERS)) --data demo --blend $(OUT)/blend.json --out $(OUT)
+	$(if $(FINAL_$(TASK)),$(PY) ensemble.py --runs $(RUN)-net --data demo $(FINAL_$(TASK)) --out $(OUT))
+	$(if $(SCENE_$(TASK)),$(PY) infer.py --runs $(RUN)-net $(SCENE_$(TASK)) --out $(OUT)/map)
 	@echo "report: $(OUT)/report.html"
 
 # the same with the images exchanged between rows: the score must fall to a constant's

@@ -20,7 +20,7 @@ from common.engine.rows import predict_rows
 from common.engine.tta import check_views
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.session import begin, make_parser, pick_task, with_data_of
+from common.session import begin, inside_demo, make_parser, pick_task, with_data_of
 from common.settings import peek, positive
 from common.tasks import TASKS
 
@@ -167,7 +167,7 @@ def main(argv=None):
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
     exported = any(peek(argv, f"--{name}") for name in task.exports)
     split = None if exported or peek(argv, "--scene") else "train" if peek(argv, "--rows") == "oof" else "test"
-    session = begin(parser_of(task), task, argv, split=split)
+    session = begin(parser_of(task), task, argv, split=split, without=("batch_size",))
     args = session.args
     found = [runs.find_run(run) for run in args.runs]
     devices.set_threads()
@@ -216,7 +216,8 @@ def map_scenes(session, found, machine) -> int:
     models, views, trained = load_models(session, found, machine)
     settings = session.settings | {"batch_size": session.args.batch_size or trained["batch_size"]}
     names = {"run": " ".join(run.name for run in found)}
-    damaged = session.task.map_scenes(session.args.scene, models, read_post(found, session.task), views,
+    scenes = [inside_demo(session.task, path, session.args.cache) for path in session.args.scene]
+    damaged = session.task.map_scenes(scenes, models, read_post(found, session.task), views,
                                       settings | names, machine, out_folder(session.args))  # fmt: skip
     return 3 if damaged and not session.args.allow_bad_images else 0
 

@@ -55,6 +55,11 @@ def demo_folder(task: Task, cache: Path) -> Path:
     return cached_folder(cache, f"demo-{task.name}", {"version": task.demo_version}, task.make_demo)
 
 
+def inside_demo(task: Task, path: Path, cache: Path) -> Path:
+    """The path, or what demo/… means in the built-in set."""
+    return demo_folder(task, cache).joinpath(*path.parts[1:]) if is_demo(path) else path
+
+
 def demo_facts(source: Source) -> dict:
     """What the demo set knows of itself (best reachable score, hidden truth); empty for real data."""
     path = source.path / "demo.json"
@@ -66,7 +71,7 @@ def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -
     if split is None:
         return Source(Path("."), "none")
     if data is not None and is_demo(data):
-        inside = demo_folder(task, cache).joinpath(*data.parts[1:])
+        inside = inside_demo(task, data, cache)
         if not inside.is_dir():
             raise InputError(f"--data {data}: the demo set has no such part; give --data demo")
         return Source(inside, "demo")
@@ -88,11 +93,12 @@ def with_data_of(argv: list[str], known: dict) -> list[str]:
 
 
 def begin(
-    parser: Parser, task: Task, argv: list[str], *, split: str | None = "train", layers=(), quiet=False
+    parser: Parser, task: Task, argv: list[str], *, split: str | None = "train", layers=(), quiet=False, without=()
 ) -> Session:
     """Find the data, say so, and resolve the settings; a demo set brings the task's small settings with it.
 
-    split: "train" or "test", the files that must be there; None for a call that reads no data.
+    split: "train" or "test", the files that must be there; None for a call that reads no data. without: options whose
+    default is the script's own, whatever the task trains with.
     """
     if "-h" in argv or "--help" in argv:
         parser.parse_args(argv)  # prints and exits before a demo set is drawn for nobody
@@ -104,6 +110,7 @@ def begin(
     defaults = [("[task defaults]", task.defaults)]
     if source.kind == "demo" or (source.path / "demo.json").is_file():
         defaults.append(("[demo defaults]", task.demo_defaults))
+    defaults = [(name, {key: value for key, value in layer.items() if key not in without}) for name, layer in defaults]
     args = parse_settings(parser, argv, [*defaults, *layers])
     if not quiet and split is not None:
         why = "as asked," if data else "no data given or found, so this is"

@@ -93,7 +93,9 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
     for name, frame in sets.items():
         prob_paths(name, frame)
     options = aim_of(settings) | {"kind": settings["kind"], "seed": settings["seed"]}
-    return detection_judge.judge(rows, sets, read_map=read_map, **options)
+    judgement = detection_judge.judge(rows, sets, read_map=read_map, **options)
+    asked = {name: np.nan for gates in GATES.values() for name in gates}  # where no negatives tell of a ratio
+    return judgement | {"metrics": asked | judgement["metrics"]}
 
 
 def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = None) -> dict:
@@ -194,13 +196,21 @@ def final_test(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict
     path = run / "post.json"
     if not path.is_file() or not (post := json.loads(path.read_text())):
         raise InputError(f"--final-test: {path} holds nothing; ensemble.py --runs {run.name} --calibrate first")
-    result = detection_judge.final_report(tested, frame, post, read_map=read_map)
+    parts: dict[str, list] = {}
+    for line in post["ratios"].values():
+        result = detection_judge.final_report(tested, frame, post, read_map=read_map, ratio=line["ratio"])
+        for name, table in result["tables"].items():
+            if "ratio" not in table:
+                table.insert(0, "ratio", line["ratio"])
+            parts.setdefault(name, []).append(table)
+    tables = {name: pd.concat(found).drop_duplicates() for name, found in parts.items()}
     if before:
         print(f"AGAIN: this test set was scored before, {len(before)} times")
-    say_tables(result["tables"])
+    print(f"final test of {run.name} on {len(tested)} tiles: balanced IoU {result['score']:.4f}")
+    say_tables(tables)
     line = pd.DataFrame([{"run": run.name, "test_set": key, "tiles": str(len(frame))}])
     atomic_write(TESTED, pd.concat([known, line] if known is not None else [line]).to_csv(index=False))
-    print(f"kept: {atomic_write(run / 'final-test.json', final_json(result['tables']))}, {TESTED}")
+    print(f"kept: {atomic_write(run / 'final-test.json', final_json(tables))}, {TESTED}")
     return 0
 
 

@@ -20,7 +20,9 @@ from common.datasets.label_grids import compare_labels, label_files
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
-from common.outputs.mask_sets import mean_sets
+from common.metrics.gates import check_gates
+from common.outputs.detection_figures import draw_pr_curve
+from common.outputs.detection_report import write_detection_report
 from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
 from common.post.mask_blend import apply_blend
 from common.tasks import rare_class as rare
@@ -55,8 +57,11 @@ DEMO_DEFAULTS = {
     "decoder": [64, 48, 32, 24, 16],
     "weights": "none",
     "bands": ["red", "green", "blue", "ndvi"],
-    "crop": 256,
-    "ratio": [3.0],
+    "loss": ["cross-entropy=1", "dice=1"],
+    "foreground": True,
+    "crop": 192,
+    "crops_per_epoch": 150,
+    "ratio": [2.0],
     "batch_size": 8,
     "epochs": 14,
     "patience": 0,
@@ -171,6 +176,26 @@ def add_arguments(parser, script: str) -> None:
         rare.add_jobs(parser)
 
 
+def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:
+    rows = judgement["rows"]
+    there = "path" in rows and all(Path(name).is_file() for name in rows["path"])
+    return write_detection_report(
+        path,
+        title="Thaw slumps, out of fold",
+        outputs=files.CLASSES,
+        rows=rows,
+        members=members,
+        judgement=judgement,
+        read_map=rare.read_map,
+        beside=beside,
+        bands=files.RGB,
+        read_picture=(lambda row: files.read_tile(row["path"])) if there else None,
+        gates=check_gates(judgement["metrics"], rare.GATES[settings.get("gates") or "minimum"]),
+        findings=files.check_rows(rows) if "label" in rows else None,
+        settings=settings,
+    )
+
+
 def read_tile(path: str, bands) -> np.ndarray:
     return files.read_tile(path, bands)
 
@@ -212,12 +237,11 @@ TASK = make_segmentation_task(
     blends=rare.BLENDS,
     judge=rare.judge,
     blend=apply_blend,
-    mean_sets=mean_sets,
     compare=rare.compare,
     gates=rare.GATES,
     baselines=partial(rare.baselines, files=files),
     jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},
     map_scenes=partial(map_scenes, threshold_of=rare.threshold_of),
-    report=lambda path, *rest: path,
-    draw={"sheet": sheet, "samples": samples},
+    report=report,
+    draw={"sheet": sheet, "samples": samples, "curve": draw_pr_curve},
 )

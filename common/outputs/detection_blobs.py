@@ -26,7 +26,7 @@ LEAST_PX = 160
 
 @dataclass(frozen=True)
 class Blob:
-    """A connected component: place of its tile, first and last + 1 row and column, pixels, mean calibrated
+    """A connected component: place of its tile, (first row, first column, end row, end column), pixels, mean calibrated
     probability, share of its pixels in the mask."""
 
     place: int
@@ -87,31 +87,40 @@ def open_honest(judgement: Mapping, members: Sequence[Mapping], read_map: Callab
     return HonestMaps(ids, list(zip(*columns, strict=True)), judgement["nested"], read_map)
 
 
-def scan_maps(maps: HonestMaps, ratios: Sequence[float], main: float, positive: np.ndarray, most: int) -> dict:
-    """One pass over the tiles: {"matches": {"raw" or ratio: [n Matches]}, "false": [Blob], "missed": [Blob], "true":
-    number of true blobs}.
+def scan_maps(maps: HonestMaps, ratios: Sequence[float], positive: np.ndarray, most: int) -> dict:
+    """One pass over the tiles: {"matches": {"raw" or ratio: [n Matches]}, "false": [Blob], "missed": [Blob]}.
 
-    false: the `most` blobs of highest mean probability in tiles without the class, at the threshold of 1:main; missed:
-    the `most` largest true ones of which less than LEAST_FOUND is in that mask. positive: (n,) bool.
+    Of the masks at the threshold of the largest balanced IoU: false, blobs of highest mean probability in tiles without
+    the class; missed, true ones: the largest of which less than LEAST_FOUND is found, then those of which least is. Of
+    each `most` at most and one a tile. positive: (n,) bool.
     """
     cuts = {"raw": None} | {ratio: ratio for ratio in ratios}
     matches: dict[object, list[Matches]] = {name: [] for name in cuts}
-    false, missed, count = [], [], 0
+    false, missed = [], []
     for place in range(len(maps.ids)):
         logit, valid, target = maps.read(place)
         for name, ratio in cuts.items():
             cut = maps.cut(place, ratio)
             matches[name].append(match_cut(cut_mask(logit, valid, cut), target, valid, logit, cut, LIMITS))
-        cut = maps.cut(place, main)
+        cut = maps.cut(place, 1)
         pred, prob = cut_mask(logit, valid, cut), expit(scale(logit, cut.temperature))
         if positive[place]:
-            blobs = blobs_of(target, prob, pred, place, cut.min_blob)
-            count += len(blobs)
-            missed += [blob for blob in blobs if blob.found < LEAST_FOUND]
+            missed += sorted(blobs_of(target, prob, pred, place, cut.min_blob), key=by_found)[:1]
         else:
-            false += sorted(blobs_of(pred, prob, pred, place, 0), key=lambda blob: -blob.prob)[:most]
-    false, missed = sorted(false, key=lambda blob: -blob.prob), sorted(missed, key=lambda blob: -blob.pixels)
-    return {"matches": matches, "false": false[:most], "missed": missed[:most], "true": count}
+            false += sorted(blobs_of(pred, prob, pred, place, 0), key=by_prob)[:1]
+    return {
+        "matches": matches,
+        "false": sorted(false, key=by_prob)[:most],
+        "missed": sorted(missed, key=by_found)[:most],
+    }
+
+
+def by_prob(blob: Blob) -> float:
+    return -blob.prob
+
+
+def by_found(blob: Blob) -> tuple[float, int]:
+    return max(blob.found, LEAST_FOUND), -blob.pixels
 
 
 def blobs_of(mask: np.ndarray, prob: np.ndarray, pred: np.ndarray, place: int, least: int) -> list[Blob]:

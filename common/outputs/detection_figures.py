@@ -27,7 +27,7 @@ from common.outputs.figures import (
 )
 from common.outputs.mask_sets import prob_paths
 from common.outputs.masks import read_beside, read_logit
-from common.outputs.report import figure, panels
+from common.outputs.report import MINUS, figure, panels
 from common.outputs.tile_pictures import rgb
 from common.post.prevalence import at_ratio
 
@@ -48,12 +48,13 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def probability(value) -> str | None:
-    """A probability with as many digits as tell it from 0 and 1: .783, .9999878."""
+    """A probability with as many digits as tell it from 0 and 1: .783, .9999878, 1 − 3e−10; None for None and nan."""
     if value is None or not np.isfinite(value):
         return None
     rest = min(value, 1 - value)
-    digits = 3 if rest >= 0.01 else 2 - int(np.floor(np.log10(max(rest, 1e-15))))
-    return short(value, digits)
+    if rest < 1e-8:
+        return f"{'1 ' + MINUS + ' ' if value > rest else ''}{rest:.0e}".replace("e-", f"e{MINUS}")
+    return short(value, 3 if rest >= 0.01 else 2 - int(np.floor(np.log10(rest))))
 
 
 def curve_axis(axis: Axes, *, x: str = "recall", y: str = "precision") -> Axes:

@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 
 from common.errors import InputError
-from common.outputs.detection_blobs import LEAST_FOUND, Blob, window_of
-from common.outputs.detection_figures import probability, probability_legend, probability_picture, ratio_name
+from common.outputs.detection_blobs import Blob, window_of
+from common.outputs.detection_figures import probability, probability_legend, probability_picture
 from common.outputs.figures import jpeg_uri
 from common.outputs.report import heading, number, paragraph
 from common.outputs.segmentation_figures import PANEL_PX, colour_legend, panel, png_uri
@@ -35,28 +35,29 @@ def pictures_section(facts: dict) -> list[str]:
     if facts["read_picture"] is None or not facts["bands"]:
         return [paragraph("Not shown: a reader of tiles and the names of their bands were not given.",
                           kind="why alone")]  # fmt: skip
-    scan, name, main = facts["scan"], facts["name"], ratio_name(facts["main"])
+    scan, name = facts["scan"], facts["name"]
     text = (
-        f"Masks at the honest threshold of {main}. Each image is stretched to its own valid pixels; the probability is "
-        "calibrated and coloured by its log-odds. A blob is shown with its surroundings, a tile whole."
+        "Masks at the honest threshold of the largest balanced IoU. Each image is stretched to its own valid pixels; "
+        "the probability is calibrated and coloured by its log-odds. A blob is shown with its surroundings, one a "
+        "tile; a best tile whole."
     )
-    legends = [colour_legend(class_legend(facts["outputs"]) | {NODATA: "no data"}), colour_legend(probability_legend())]
+    legends = [
+        colour_legend(class_legend(facts["outputs"]) | {NODATA: "no data or ignored"}),
+        colour_legend(probability_legend()),
+    ]
     blocks = [paragraph(text), *legends, colour_legend(error_names(facts["outputs"]))]
     blocks.append(heading(f"False: surest blobs in tiles without {name}"))
     blocks += [blob_card(facts, blob) for blob in scan["false"]] or [
         paragraph(f"No blob is predicted in the {facts['negatives']} tiles without {name}.", kind="why alone")
     ]
-    share = number(100 * LEAST_FOUND, 0)
-    blocks.append(heading(f"Missed: the largest of which less than {share} % is found"))
-    blocks += [blob_card(facts, blob) for blob in scan["missed"]] or [
-        paragraph(f"None: of each of the {scan['true']} true blobs at least {share} % is in the mask.",
-                  kind="why alone")]  # fmt: skip
+    blocks.append(heading("Missed: the true blobs of which least is found"))
+    blocks += [blob_card(facts, blob) for blob in scan["missed"]]
     inside = np.flatnonzero(facts["positive"])
     iou = facts["tiles"].set_index(facts["tiles"]["id"].astype(str)).loc[facts["ids"], "iou"].to_numpy(float)[inside]
     best = inside[np.argsort(-np.nan_to_num(iou), kind="stable")][: facts["pictures"]]
     blocks.append(heading("Best: tiles of the highest IoU"))
     values = dict(zip(inside, iou, strict=True))
-    notes = [f"IoU {number(values[place])} at the threshold of 1:1" for place in best]
+    notes = [f"IoU {number(values[place])}" for place in best]
     return blocks + [tile_card(facts, place, note) for place, note in zip(best, notes, strict=True)]
 
 
@@ -81,7 +82,7 @@ def tile_card(facts: dict, place: int, note: str, box: Sequence[int] | None = No
 def tile_panels(facts: dict, row, place: int, box: Sequence[int] | None) -> str:
     maps, outputs, bands, name = facts["maps"], facts["outputs"], facts["bands"], str(row["id"])
     logit, valid, target = maps.read(place)
-    cut = maps.cut(place, facts["main"])
+    cut = maps.cut(place, 1)
     pred, odds = cut_mask(logit, valid, cut).astype(np.uint8), scale(logit, cut.temperature)
     tile = np.asarray(facts["read_picture"](row))
     if tile.shape[-2:] != target.shape:

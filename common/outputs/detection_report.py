@@ -55,7 +55,7 @@ def write_detection_report(
     facts = gather(rows, judgement, outputs)
     facts |= {"members": [member_facts(member, facts) for member in members], "findings": findings, "gates": gates}
     facts["maps"] = open_honest(judgement, members, read_map)
-    facts["scan"] = scan_maps(facts["maps"], facts["ratios"], facts["main"], facts["positive"], pictures)
+    facts["scan"] = scan_maps(facts["maps"], facts["ratios"], facts["positive"], pictures)
     facts |= {"bands": list(bands), "read_picture": read_picture, "pictures": pictures, "settings": settings}
     facts |= {"notes": list(notes)}
     facts["scores"] |= {name: value for name, value in beside.items() if value is not None}

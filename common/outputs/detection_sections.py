@@ -80,7 +80,7 @@ def headline_blocks(facts: dict) -> list[str]:
 
 
 def score_section(facts: dict) -> list[str]:
-    blocks = [score_ladder(facts, RUNGS), interval_text(facts), paragraph(f"Left out: {facts['split']}.")]
+    blocks = [score_ladder(facts, RUNGS), interval_text(facts), paragraph(f"Honest: {facts['split']}.")]
     tiles = facts["tiles"]
     lines = []
     for group, some in tiles.groupby("group", sort=True):
@@ -98,8 +98,7 @@ def score_section(facts: dict) -> list[str]:
         heading("Per region"),
         table(columns, lines, caption=caption, why="no tile of the region has the class."),
     ]
-    caption = "Members at probability .5, nothing fitted to them; the score is the balanced IoU."
-    return [*blocks, heading("Per member"), paragraph(caption), member_scores(facts)]
+    return [*blocks, heading("Per member"), paragraph("The balanced IoU at probability .5."), member_scores(facts)]
 
 
 def ratio_records(frame: pd.DataFrame) -> list[dict]:
@@ -129,11 +128,11 @@ def thresholds_section(facts: dict) -> list[str]:
         | {key: probability(line[key]) for key in ("threshold", "lowest", "highest")}
         for line in ratio_records(lines)
     ]
-    columns = [column("ratio", "Ratio", "name"), column("prevalence", "Pixels of the class, per million", digits=1)]
-    columns += [column("reachable", "Reachable", "text"), column("threshold", "Threshold", "text")]
+    columns = [column("ratio", "Ratio", "name"), column("prevalence", "Pixels, per million", digits=1)]
+    columns += [column("reachable", "Reachable", "text"), column("threshold", "Threshold", "name")]
     columns += [column(key, words.capitalize()) for key, words in REACHED.items()]
-    columns += [column("lowest", "Lowest fit", "text"), column("highest", "Highest fit", "text")]
-    columns += [column("reachable_parts", "Reachable without a part", "text")]
+    columns += [column("lowest", "Lowest fit", "name"), column("highest", "Highest fit", "name")]
+    columns += [column("reachable_parts", "Reachable without a part", "name")]
     why = "nothing is predicted or true there."
     figures = [key_to_lines(list(REACHED.values())), thresholds_figure(lines, "thresholds")]
     hollow = [paragraph("A hollow mark: the precision is not reachable.", kind="why alone")] if missed else []
@@ -144,7 +143,7 @@ def behind_block(facts: dict) -> str:
     """Which and how many negatives stand behind each ratio."""
     columns = [column("ratio", "Ratio", "name"), column("positives", "With the class", digits=0)]
     columns += [column("negatives", "Without", digits=0), column("weight", "Each of these counts", digits=2)]
-    columns += [column("sub-sample", "As a sub-sample", "text")]
+    columns += [column("sub-sample", "As a sub-sample", "name")]
     caption = (
         f"The tiles without {facts['name']} are weighted to each ratio. What {facts['negatives']} tiles do not show, "
         "no weight adds: a single false blob counts as often as its tile."
@@ -165,12 +164,12 @@ def curves_section(facts: dict) -> list[str]:
                           caption="the dashed line is the precision aimed at", target=target)  # fmt: skip
     text = "A line per ratio; the mark is the mask at the honest threshold of that ratio (1:1: the largest IoU)."
     blocks = [paragraph(text), key_to_lines(list(words.values())), panels([drawn], pairs=True)]
-    columns = [column("ratio", "Ratio", "name"), column("set", "Tiles", "text"), column("at", "Mask", "text")]
+    columns = [column("ratio", "Ratio", "name"), column("set", "Tiles", "name"), column("at", "Mask", "name")]
     columns += [column(key, title, digits=4 if key == "iou" else 3) for key, title in SCORES.items()]
     why = "nothing of the class is predicted or true there."
     caption = "Pixels of the masks at probability .5 before calibration and at the threshold; AP is of the whole curve."
     blocks += [heading("Masks"), table(columns, ratio_records(pixels), caption=caption, why=why)]
-    columns = [column("ratio", "Ratio", "name"), column("set", "Tiles", "text")]
+    columns = [column("ratio", "Ratio", "name"), column("set", "Tiles", "name")]
     columns += [column(key, f"Precision at recall {key[3:]}") for key in pixels if key.startswith("p@r")]
     columns += [column(key, f"Recall at precision {key[3:]}") for key in pixels if key.startswith("r@p")]
     records = ratio_records(pixels[pixels["at"] == "threshold"])
@@ -194,7 +193,7 @@ def objects_section(facts: dict) -> list[str]:
         "A predicted blob is right if its IoU with a true one, taken once, is at least the limit. Blobs count by "
         f"their tile: those in tiles without {facts['name']} weigh as much as the ratio asks."
     )
-    columns = [column("ratio", "Ratio", "name"), column("at", "Mask", "text"), column("iou", "IoU ≥", digits=1)]
+    columns = [column("ratio", "Ratio", "name"), column("at", "Mask", "name"), column("iou", "IoU ≥", digits=1)]
     columns += [column(key, SCORES[key]) for key in ("precision", "recall", "f1", "ap")]
     columns += [column("predicted", "Predicted blobs", digits=0), column("true", "True blobs", digits=0)]
     why = "there is no predicted or no true blob."
@@ -218,7 +217,8 @@ def calibration_section(facts: dict) -> list[str]:
     text = (
         f"Probabilities are sigmoid(logit / T), T fitted at {main} by likelihood, each part with the T of the "
         f"others ({number(facts['post']['temperature'], 3)} on all). In the figures a point per part of equal width "
-        "that holds any pixel, pixels weighted to that ratio; on the dashed line a probability means what it says."
+        "that holds any pixel, pixels weighted to that ratio; on the dashed line a probability means what it says. One "
+        "temperature makes all of them bolder or shyer; it does not correct for a class that is rarer than in training."
     )
     words = {"before": "Before", "after": "After calibration"}
     figures = reliability_figures({words[key]: diagrams[key] for key in words}, "reliability")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from common.datasets import tiles as module
-from common.datasets.crops import draw_crop, plan_crops
+from common.datasets.crops import IGNORED, draw_crop, plan_crops
 from common.datasets.inputs import channel_statistics, make_channels
 from common.datasets.sampling import EpochBatches, make_loader
 from common.datasets.texture import glcm
 from common.datasets.tile_transforms import TileAugment
-from common.datasets.tiles import Source, TileDataset, TileStore, collate, init_worker
+from common.datasets.tiles import Source, TileDataset, TileStore, as_sample, collate, init_worker, resized
 from common.errors import InputError
 
 SIZES = [(40, 48), (40, 40), (56, 40)]
@@ -307,3 +307,22 @@ def test_a_new_version_of_what_is_stored_is_stored_anew(rows, tmp_path, monkeypa
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     TileStore(rows, SPEC, SOURCE, cache=str(tmp_path / "cache")).tile(0)
     assert READS == ["t0.tile"]
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(64, 32), (32, 64), (50, 31)])
+def test_a_window_at_another_size_takes_nothing_from_no_data(side, wanted):
+    data = np.random.default_rng(0).random((side, side)) > 0.3
+    label = np.where(data, 1, IGNORED).astype(np.uint8)
+    image, there, labels = resized(np.where(data, np.float32(5), 0)[None], data, label, wanted)
+    assert image.shape == (1, wanted, wanted) and there.shape == labels.shape == (wanted, wanted)
+    np.testing.assert_allclose(image[0][there], 5, atol=1e-5)  # an average over zeros would be less
+    assert 0.4 < there.mean() < 0.9 and (image[0][~there] == 0).all()
+    np.testing.assert_array_equal(labels == 1, there)
+
+
+def test_a_pixel_without_a_label_is_predicted_and_not_learnt():
+    """255 in a label: data, so the model sees it and answers; not valid, so nothing is learnt or counted there."""
+    label = np.array([[0, 1], [IGNORED, 1]], np.uint8)
+    sample = as_sample(np.ones((1, 2, 2), np.float32), np.ones((2, 2), bool), label, "a")
+    assert sample["data"].all() and sample["valid"].tolist() == [[True, True], [False, True]]
+    assert sample["target"].tolist() == [[0, 1], [0, 1]]

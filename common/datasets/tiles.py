@@ -193,15 +193,17 @@ class TileDataset(Dataset):
 
 
 def resized(image: np.ndarray, data: np.ndarray, label: np.ndarray, side: int) -> tuple:
-    """A window at another size (side x side): bands by area or linearly, data and label from the nearest pixel."""
+    """A window at another size (side x side): bands by area or linearly of the pixels with data, the rest from the
+    nearest pixel."""
     if data.shape == (side, side):
         return image, data, label
     way = cv2.INTER_AREA if data.shape[0] > side else cv2.INTER_LINEAR
     bands = np.stack([cv2.resize(band, (side, side), interpolation=way) for band in image])
     planes = [cv2.resize(plane.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
               for plane in (data, label)]  # fmt: skip
-    data = planes[0].astype(bool)
-    return np.where(data, bands, np.float32(0)), data, planes[1]
+    share = cv2.resize(data.astype(np.float32), (side, side), interpolation=way)
+    data = planes[0].astype(bool) & (share > 0)
+    return np.where(data, bands / np.maximum(share, 1e-6), np.float32(0)), data, planes[1]
 
 
 def as_sample(image, data, label, name: str) -> dict:

@@ -48,13 +48,13 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def probability(value) -> str | None:
-    """A probability with as many digits as tell it from 0 and 1: .783, .9999878, 1 − 3e−10; None for None and nan."""
+    """A probability with as many digits as tell it from 0 and 1: .783, .999988, 1 − 3e−10; None for None and nan."""
     if value is None or not np.isfinite(value):
         return None
     rest = min(value, 1 - value)
     if rest < 1e-8:
         return f"{'1 ' + MINUS + ' ' if value > rest else ''}{rest:.0e}".replace("e-", f"e{MINUS}")
-    return short(value, 3 if rest >= 0.01 else 2 - int(np.floor(np.log10(rest))))
+    return short(value, 3 if rest >= 0.01 else 1 - int(np.floor(np.log10(rest))))
 
 
 def curve_axis(axis: Axes, *, x: str = "recall", y: str = "precision") -> Axes:

@@ -142,8 +142,10 @@ def start_at_prior(model, prior: list[float]) -> None:
     Of a class of a few pixels in a thousand a model that begins at even odds first learns everything else, and then
     calls the class what shows nothing of that: its probability stays near .5 (Lin et al. 2017, section 3.3).
     """
-    with torch.no_grad():
-        model.net.segmentation_head[0].bias.copy_(torch.tensor(prior).clamp_min(1e-6).log())
+    last = [part for part in model.net.segmentation_head.modules() if isinstance(part, torch.nn.Conv2d)][-1:]
+    for part in last:  # mask2former answers by queries and has none
+        with torch.no_grad():
+            part.bias.copy_(torch.tensor(prior).clamp_min(1e-6).log())
 
 
 def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:

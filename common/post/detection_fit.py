@@ -1,7 +1,8 @@
-"""What is fitted to maps of a rare class: temperature, thresholds per ratio, weights of a blend; with a part left out.
+"""What is fitted to maps of a rare class: temperature, thresholds, blob limits, weights of a blend; a part left out.
 
 The score is the IoU of the class over the pixels of all tiles, where those without the class weigh as much in all as
-those with it (1:1, "balanced").
+those with it (1:1, "balanced"). A clean map keeps the outlines of that score's threshold and drops whole blobs, since a
+threshold high enough for a rare class eats the outlines of what it finds.
 """
 
 from collections.abc import Sequence
@@ -11,18 +12,21 @@ import numpy as np
 
 from common.errors import InputError
 from common.metrics.curves import average_precision
+from common.metrics.objects import Matches, object_curve
 from common.post.calibration import fit_temperature, threshold_prob
-from common.post.detection_maps import Cut, Maps, Sample, cut_mask, histograms, sample_maps
+from common.post.detection_maps import Cut, Maps, Sample, cut_mask, histograms, match_outlines, sample_maps
 from common.post.prevalence import at_ratio, best_threshold, negative_weight, pixel_scores, ratio_table, tile_weights
 
 CHANCE = 1.5  # average precision, in prevalences, up to which a set knows nothing: a constant has 1
 STEPS = 15  # of the greedy selection
 KINDS = ("mean", "greedy")
+CLEANS = ("blobs", "pixels")  # what is dropped for the precision of a ratio: whole blobs, or pixels
+BLOB_IOU = 0.3  # from which a blob is a true one, where limits are fitted
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What thresholds are fitted for: the precision wanted at each of `ratios`; calibration and masks are for `main`.
+    """What is fitted for: the precision (of pixels, of blobs) wanted at each of `ratios`; calibration is for `main`.
 
     min_blob: 8-connected blobs under so many pixels are dropped from masks and from the truth's objects.
     """
@@ -44,7 +48,7 @@ def post_of(hist, tiles: tuple[int, int], aim: Aim) -> dict:
     tiles: (with the class, without). temperature: fitted at the main ratio (among the positive tiles where there are
     no others); threshold (calibrated probability), ratio, target_precision; ratios {"200": line of ratio_table};
     balanced: the threshold of the largest balanced IoU; thresholds [1 - t, t]: the main one as uncalibrated
-    probabilities; min_blob.
+    probabilities; min_blob. `with_blobs` adds the limits of blobs.
     """
     positives, negatives = tiles
     known = {"positives": positives, "negatives": negatives}
@@ -66,6 +70,49 @@ def post_of(hist, tiles: tuple[int, int], aim: Aim) -> dict:
     }
 
 
+def with_blobs(maps: Maps, fits: Sequence[tuple[np.ndarray, dict, int | None]], aim: Aim) -> list[dict]:
+    """The post.json of each fit (weights (m,), post, part left out or None) with its limits of blobs.
+
+    Blobs are outlined at the balanced threshold and matched with the truth at BLOB_IOU, over all tiles but the part's.
+    A ratio's line gains blob (blobs of a smaller mean calibrated probability are dropped), object_precision,
+    object_recall, object_reachable; the post gains blob, that of the main ratio.
+    """
+    jobs = [(weights, cut_of(post, ratio=1), outside) for weights, post, outside in fits]
+    done = []
+    for matches, (_, post, outside) in zip(match_outlines(maps, jobs, BLOB_IOU), fits, strict=True):
+        positive = maps.positive[maps.part != outside] if outside is not None else maps.positive
+        lines = {
+            key: line | plain(blob_limit(matches, positive, line["ratio"], aim.precision))
+            for key, line in post["ratios"].items()
+        }
+        done.append(post | {"ratios": lines, "blob": lines[key_of(aim.main)]["blob"]})
+    return done
+
+
+def blob_limit(matches: Sequence[Matches], positive: np.ndarray, ratio: float, precision: float) -> dict:
+    """{"blob", "object_precision", "object_recall", "object_reachable"} of blobs matched on tiles, positive bool (n,).
+
+    Of all limits at 1:ratio that of the largest recall where `precision` is reached, else that of the best F0.5; half
+    way down to the next blob, so that rounding drops none. Without negative tiles nothing is reached and the scores are
+    nan, the limit that of the best F0.5 among the positives; 0 where no limit is better than another.
+    """
+    others = bool((~positive).any())
+    weights = tile_weights(positive, ratio)
+    nothing = {"blob": 0.0, "object_precision": float("nan"), "object_recall": float("nan"), "object_reachable": False}
+    curve = object_curve(matches, weights, BLOB_IOU)
+    if not len(curve.score) or not curve.recall[-1] > 0:
+        return nothing
+    reached = curve.precision >= precision
+    reachable = bool(reached.any() and others)
+    f_half = 1.25 * curve.precision * curve.recall / np.maximum(0.25 * curve.precision + curve.recall, 1e-12)
+    at = int(np.argmax(np.where(reached, curve.recall, -1) if reachable else f_half))  # of equals the highest limit
+    scores = {"object_precision": curve.precision[at], "object_recall": curve.recall[at]} if others else {}
+    limit = 0.0
+    if at + 1 < len(curve.score):
+        limit = max(curve.score[at : at + 2].mean(), np.nextafter(curve.score[at + 1], 1))
+    return nothing | scores | {"blob": float(limit), "object_reachable": reachable}
+
+
 def plain(line: dict) -> dict:
     """Numbers as JSON has them: None for nan, no NumPy types."""
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in line.items()}
@@ -78,23 +125,37 @@ def uncalibrated(threshold: float, temperature: float) -> float:
     return float(1 / (1 + np.exp(-odds)))
 
 
-def cut_of(post: dict, *, ratio: float | None = None, threshold: float | None = None, min_blob=None) -> Cut:
+def cut_of(
+    post: dict,
+    *,
+    ratio: float | None = None,
+    threshold: float | None = None,
+    min_blob: int | None = None,
+    by: str = "pixels",
+) -> Cut:
     """The Cut of post.json: `threshold` (calibrated probability) if given, else that of `ratio`, else the main one.
 
-    ratio 1 is the balanced one. InputError for a ratio that nothing was fitted for.
+    ratio 1 is the balanced one. by "blobs": the balanced threshold and the limit of blobs of the ratio instead; pixels
+    where post.json has no such limit. InputError for a ratio that nothing was fitted for.
     """
+    if by not in CLEANS:
+        raise InputError(f"--clean {by}: a mask is cleaned by {' or '.join(CLEANS)}")
     lines = post.get("ratios", {})
     if threshold is None and ratio is not None and ratio != 1 and key_of(ratio) not in lines:
         raise InputError(f"ratio 1:{ratio:g}: thresholds were fitted for {', '.join(lines) or 'none'}; choose one")
-    if threshold is None and ratio is not None:
-        threshold = post["balanced"] if ratio == 1 else lines[key_of(ratio)]["threshold"]
-    threshold = post["threshold"] if threshold is None else threshold
-    return Cut(threshold, post["temperature"], int(post.get("min_blob", 0) if min_blob is None else min_blob))
+    line = post if ratio is None or ratio == 1 else lines.get(key_of(ratio), {})
+    least = 0.0
+    if threshold is None and by == "blobs" and ratio != 1 and "blob" in line:
+        threshold, least = post["balanced"], line["blob"]
+    elif threshold is None:
+        threshold = post["balanced"] if ratio == 1 else line["threshold"]
+    small = post.get("min_blob", 0) if min_blob is None else min_blob
+    return Cut(threshold, post["temperature"], int(small), least)
 
 
-def masks_of(logit, valid, post: dict, *, ratio=None, threshold=None, min_blob=None) -> np.ndarray:
+def masks_of(logit, valid, post: dict, **options) -> np.ndarray:
     """uint8 (H,W) mask of a map as post.json says: logit float32 (H,W), valid bool (H,W); options as `cut_of`."""
-    return cut_mask(logit, valid, cut_of(post, ratio=ratio, threshold=threshold, min_blob=min_blob)).astype(np.uint8)
+    return cut_mask(logit, valid, cut_of(post, **options)).astype(np.uint8)
 
 
 def balanced_counts(counts, positive) -> np.ndarray:
@@ -194,11 +255,13 @@ def fit_all(maps: Maps, kind: str, seed: int, aim: Aim) -> dict:
     blends, which = unique_vectors(vectors)
     mixed = hists if len(members) == 1 else histograms(maps, blends)
     posts = [post_of(mixed[which[p]].sum(0) - mixed[which[p], p], maps.tiles(outside=p), aim) for p in range(parts)]
+    posts.append(post_of(mixed[which[-1]].sum(0), maps.tiles(), aim))
+    *posts, post = with_blobs(maps, list(zip(vectors, posts, [*range(parts), None], strict=True)), aim)
     return {
         "hists": hists,
         "weights": vectors[-1],
         "sound": sound,
-        "post": post_of(mixed[which[-1]].sum(0), maps.tiles(), aim),
+        "post": post,
         "nested": [{"weights": vectors[p].tolist(), "post": posts[p]} for p in range(parts)],
         "honest_hist": np.stack([mixed[which[p], p] for p in range(parts)]),
         "single": {name: fit_parts(hist, maps, aim) for name, hist in zip(members, hists, strict=True)},

@@ -13,7 +13,7 @@ from common.metrics.objects import OBJECT_IOU
 from common.metrics.segmentation import count_row
 from common.post.blend import FORMAT
 from common.post.calibration import calibration_table, reliability
-from common.post.detection_fit import Aim, balanced_iou, cut_of, fit_all, post_of
+from common.post.detection_fit import Aim, balanced_iou, cut_of, fit_all, post_of, with_blobs
 from common.post.detection_maps import Cut, Maps, Plan, count_maps, cut_mask, histograms, mix_logits, open_maps
 from common.post.detection_tables import (
     gate_scores,
@@ -35,9 +35,11 @@ def score_cuts(post: Mapping) -> dict[str, Cut]:
 
 
 def ratio_cuts(post: Mapping, aim: Aim) -> dict:
-    """Cuts of the tables: raw .5 and the calibrated threshold of every ratio, small blobs dropped in both."""
+    """Cuts of the tables: "raw" (.5), and of every ratio the calibrated threshold (ratio) and the limit of blobs
+    ("blobs", ratio); small blobs dropped in all."""
     ratios = sorted({*aim.ratios, aim.main})
-    return {"raw": Cut(0.5, 1.0, aim.min_blob)} | {ratio: cut_of(post, ratio=ratio) for ratio in ratios}
+    pixels = {"raw": Cut(0.5, 1.0, aim.min_blob)} | {ratio: cut_of(post, ratio=ratio) for ratio in ratios}
+    return pixels | {("blobs", ratio): cut_of(post, ratio=ratio, by="blobs") for ratio in ratios}
 
 
 def plans_of(maps: Maps, fits: Mapping, aim: Aim, samples: Mapping) -> dict[str, Plan]:
@@ -127,10 +129,11 @@ def fit_post(
     target_precision: float = 0.8,
     min_blob: int = 0,
 ) -> dict:
-    """post.json of one out-of-fold set (`post_of`), fitted on all its tiles; arguments as `judge`."""
+    """post.json of one out-of-fold set (`post_of`, `with_blobs`), fitted on all its tiles; arguments as `judge`."""
+    aim = Aim(tuple(ratios), main_ratio, target_precision, min_blob)
     maps = open_maps(rows, {"set": frame}, read_map)[2]
     hist = histograms(maps, np.eye(1))[0].sum(0)
-    return post_of(hist, maps.tiles(), Aim(tuple(ratios), main_ratio, target_precision, min_blob))
+    return with_blobs(maps, [(np.ones(1), post_of(hist, maps.tiles(), aim), None)], aim)[0]
 
 
 def final_report(
@@ -150,10 +153,12 @@ def final_report(
     reliability ({"before", "after"}). InputError where post.json has no threshold for the ratio.
     """
     cuts = {"raw": Cut(0.5, 1.0, post["min_blob"]), "both": cut_of(post, ratio=1), ratio: cut_of(post, ratio=ratio)}
+    if "blob" in post:  # what was fitted before there were limits of blobs has none
+        cuts["blobs", ratio] = cut_of(post, ratio=ratio, by="blobs")
     maps = open_maps(rows, {"set": frame}, read_map)[2]
     count = len(maps.part)
     samples, said = sample_masks(maps.positive, (1, ratio), seed)
-    plan = Plan(np.ones((count, 1)), [cuts] * count, ("raw", ratio), samples)
+    plan = Plan(np.ones((count, 1)), [cuts] * count, [name for name in cuts if name != "both"], samples)
     counted = count_maps(maps, {"set": plan}, object_iou=object_iou)["set"]
     hist = histograms(maps, np.eye(1))[0].sum(0)
     positives, negatives = maps.tiles()
@@ -179,7 +184,7 @@ def honest_tables(rows, maps: Maps, fits: Mapping, counted: Mapping, aim: Aim, s
     return {
         "pixel": pixel_table(hist.sum(0), counted, samples, maps.positive, ratios),
         "object": object_table(counted["matches"], maps.positive, ratios),
-        "thresholds": threshold_table(fits["post"], posts, counted["counts"], maps.positive),
+        "thresholds": threshold_table(fits["post"], posts, counted, maps.positive),
         "calibration": calibration_table(left_out | {"all": (pooled, temperature)}),
         "negatives": negatives_table(maps.positive, said),
     }

@@ -6,6 +6,7 @@ Only histograms and counts are held, never more than the maps of one tile.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 from scipy.special import expit, log_expit
@@ -57,11 +58,13 @@ class Maps:
 
 @dataclass(frozen=True)
 class Cut:
-    """What turns logits into a mask: pixels whose calibrated probability is above `threshold`, less small blobs."""
+    """What turns logits into a mask: pixels whose calibrated probability is above `threshold`, less small blobs and
+    those whose mean calibrated probability is under `least`."""
 
     threshold: float
     temperature: float = 1.0
     min_blob: int = 0
+    least: float = 0.0
 
 
 @dataclass
@@ -93,11 +96,41 @@ def mix_logits(logits: Sequence[np.ndarray], weights: Sequence[float]) -> np.nda
 
 
 def cut_mask(logit: np.ndarray, valid: np.ndarray, cut: Cut) -> np.ndarray:
-    """bool (H,W): valid pixels above the threshold, without 8-connected blobs under cut.min_blob pixels."""
+    """bool (H,W): valid pixels above the threshold, without 8-connected blobs under cut.min_blob pixels or of a mean
+    calibrated probability under cut.least."""
     pred = (logit > np.float32(threshold_logit(cut.threshold, cut.temperature))) & valid
     if cut.min_blob > 1:
         pred &= small_components(pred, cut.min_blob, 8)[0] == 0
+    if cut.least > 0:
+        drop_faint(pred, logit, cut)
     return pred
+
+
+def drop_faint(pred: np.ndarray, logit: np.ndarray, cut: Cut) -> None:
+    """Clears in place the 8-connected blobs of pred bool (H,W) whose mean sigmoid(logit / T) is under cut.least."""
+    count, labels = cv2.connectedComponents(pred.view(np.uint8), connectivity=8)
+    label = labels[pred]
+    prob = expit(scale(logit[pred], cut.temperature))  # as `match_cut` has it, of few pixels
+    mean = np.bincount(label, prob, count) / np.maximum(np.bincount(label, minlength=count), 1)
+    pred[pred] = mean[label] >= cut.least
+
+
+def match_outlines(maps: Maps, fits: Sequence[tuple[np.ndarray, Cut, int | None]], iou: float) -> list[list[Matches]]:
+    """Per fit (weights (m,), cut, part left out or None): the blobs of every tile outside that part, matched at `iou`.
+
+    Maps are read once for all fits; only what the blobs are is held.
+    """
+    found = [[] for _ in fits]
+    for index in range(len(maps.part)):
+        logits, valid, target = maps.read(index)
+        mixed = {}
+        for matches, (weights, cut, outside) in zip(found, fits, strict=True):
+            if maps.part[index] == outside:
+                continue
+            key = weights.tobytes()
+            mixed[key] = logit = mixed[key] if key in mixed else mix_logits(logits, weights)
+            matches.append(match_cut(cut_mask(logit, valid, cut), target, valid, logit, cut, (iou,)))
+    return found
 
 
 def histograms(maps: Maps, vectors: np.ndarray) -> np.ndarray:

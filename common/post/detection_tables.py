@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.curves import average_precision, precision_at_recall, recall_at_precision
-from common.metrics.objects import object_curve, object_scores
-from common.post.detection_fit import key_of, ratio_counts
+from common.metrics.objects import Matches, object_curve, object_scores
+from common.post.detection_fit import BLOB_IOU, key_of, ratio_counts
 from common.post.prevalence import at_ratio, negative_weight, pixel_scores, subsample, tile_weights
 
 RECALLS, PRECISIONS = (0.5, 0.7, 0.9), (0.5, 0.8, 0.9)
@@ -60,15 +60,18 @@ def pixel_table(hist, counted: Mapping, inside: Mapping, positive: np.ndarray, r
 
 
 def object_table(matches: Mapping, positive: np.ndarray, ratios: Sequence[float]) -> pd.DataFrame:
-    """A line per ratio, cut (raw .5, then the calibrated threshold) and IoU limit: precision, recall, f1 and ap of the
-    blobs, and how many there are (unweighted): predicted, true.
+    """A line per ratio, cut and IoU limit: precision, recall, f1 and ap of the blobs, and how many there are
+    (unweighted): predicted, true. Cuts: raw .5, the calibrated threshold, and blobs (the balanced threshold, without
+    blobs under the limit).
 
-    matches: {"raw" or ratio: [n Matches]}.
+    matches: {"raw", ratio or ("blobs", ratio), the last where limits were fitted: [n Matches]}.
     """
     lines = []
     for ratio in ratios if (~positive).any() else ():
         weights = tile_weights(positive, ratio)
-        for name, cut in (("raw .5", "raw"), ("threshold", ratio)):
+        for name, cut in (("raw .5", "raw"), ("threshold", ratio), ("blobs", ("blobs", ratio))):
+            if cut not in matches:
+                continue
             found = matches[cut]
             sizes = {"predicted": sum(one.n_pred for one in found), "true": sum(one.n_target for one in found)}
             for limit, scores in object_scores(found, weights).items():
@@ -78,16 +81,18 @@ def object_table(matches: Mapping, positive: np.ndarray, ratios: Sequence[float]
     return pd.DataFrame(lines, columns=["ratio", "at", "iou", "precision", "recall", "f1", "ap", "predicted", "true"])
 
 
-def threshold_table(post: Mapping, nested: Sequence[Mapping], counts: Mapping, positive) -> pd.DataFrame:
-    """A line per ratio: the threshold of all tiles with what it is fitted to reach, and what is reached honestly.
+def threshold_table(post: Mapping, nested: Sequence[Mapping], counted: Mapping, positive) -> pd.DataFrame:
+    """A line per ratio: the threshold of all tiles with what it is fitted to reach, and what is reached honestly; then
+    the same of the limit of blobs (blob, object …; IoU BLOB_IOU).
 
-    nested: post.json fitted without each part; reachable_parts: in how many of them the precision is reached.
+    nested: post.json fitted without each part; reachable_parts: in how many of them the precision is reached. counted:
+    {"counts": {ratio: (n, 2, 2)}, "matches": {("blobs", ratio): [n Matches]}}, honest.
     """
     lines = []
     for key, line in post["ratios"].items():
         ratio = line["ratio"]
         each = [one["ratios"][key] for one in nested]
-        scores = pixel_scores(*ratio_counts(counts[ratio], positive, ratio)) if (~positive).any() else {}
+        scores = pixel_scores(*ratio_counts(counted["counts"][ratio], positive, ratio)) if (~positive).any() else {}
         low, high = (pick(one["threshold"] for one in each) for pick in (min, max))
         reached = sum(one["reachable"] for one in each)
         lines.append(
@@ -95,8 +100,19 @@ def threshold_table(post: Mapping, nested: Sequence[Mapping], counts: Mapping, p
             | {name: line[name] for name in ("reachable", "threshold", "precision", "recall")}
             | {"honest precision": scores.get("precision"), "honest recall": scores.get("recall")}
             | {"lowest": low, "highest": high, "reachable_parts": f"{reached} of {len(each)}"}
+            | blob_columns(line, counted["matches"]["blobs", ratio], positive)
         )
     return pd.DataFrame(lines)
+
+
+def blob_columns(line: Mapping, matches: Sequence[Matches], positive: np.ndarray) -> dict:
+    """The limit of blobs of a ratio (its line in post.json): what it is fitted to reach and what its matches reach."""
+    weights, scores = tile_weights(positive, line["ratio"]), {}
+    if (~positive).any():
+        scores = object_scores(matches, weights).get(BLOB_IOU, {})
+    fitted = {name.replace("_", " "): line[name] for name in ("object_reachable", "object_precision", "object_recall")}
+    honest = {f"honest object {name}": scores.get(name) for name in ("precision", "recall")}
+    return {"blob": line["blob"]} | fitted | honest
 
 
 def negatives_table(positive: np.ndarray, said: Mapping[float, str]) -> pd.DataFrame:
@@ -111,14 +127,16 @@ def negatives_table(positive: np.ndarray, said: Mapping[float, str]) -> pd.DataF
 
 
 def gate_scores(tables: Mapping[str, pd.DataFrame], score: float | None = None) -> dict[str, float]:
-    """What gates may name: balanced_iou, and per ratio <measure>_<ratio> of pixels, object_<measure>_<ratio> (IoU .3)
-    at the calibrated threshold; nll, ece and ece_mass after calibration."""
+    """What gates may name: balanced_iou, and per ratio <measure>_<ratio> of pixels at the calibrated threshold,
+    object_<measure>_<ratio> (IoU .3) of the blobs kept, at the threshold where no limits of blobs were fitted; nll, ece
+    and ece_mass after calibration."""
     found = {} if score is None else {"balanced_iou": score}
     pixels = tables["pixel"]
     for line in pixels[(pixels["set"] == "weighted") & (pixels["at"] == "threshold")].to_dict("records"):
         found |= {f"{name}_{key_of(line['ratio'])}": line[name] for name in ("iou", "precision", "recall", "f1", "ap")}
     objects = tables["object"]
-    for line in objects[(objects["at"] == "threshold") & (objects["iou"] == 0.3)].to_dict("records"):
+    clean = "blobs" if (objects["at"] == "blobs").any() else "threshold"
+    for line in objects[(objects["at"] == clean) & (objects["iou"] == BLOB_IOU)].to_dict("records"):
         names = ("precision", "recall", "f1", "ap")
         found |= {f"object_{name}_{key_of(line['ratio'])}": line[name] for name in names}
     after = tables["calibration"].iloc[-1]

@@ -15,7 +15,8 @@ from common.metrics.segmentation import counts_of
 from common.outputs.mask_sets import prob_paths, read_set
 from common.outputs.masks import read_beside, read_logit
 from common.post import detection_judge
-from common.post.detection_fit import KINDS, balanced_counts, cut_of, masks_of
+from common.post.detection_fit import CLEANS, KINDS, balanced_counts, cut_of
+from common.post.detection_maps import Cut, cut_mask
 from common.post.morphology import finish_mask
 from common.post.prevalence import pixel_scores
 
@@ -36,9 +37,13 @@ UNCALIBRATED = {"temperature": 1.0, "threshold": 0.5}
 def add_post(parser) -> None:
     """Options of infer.py and ensemble.py: how probabilities become masks."""
     post = parser.add_argument_group("post-processing")
-    post.add_argument("--threshold", type=float, metavar="P", help="calibrated probability (default: as fitted)")
+    post.add_argument("--threshold", type=float, metavar="P", help="calibrated probability above which pixels are "
+                      "of the class (default: as fitted)")  # fmt: skip
     post.add_argument("--at-ratio", type=float, metavar="R",
-                      help="the threshold fitted for R negative tiles a positive (1: best balanced IoU)")  # fmt: skip
+                      help="what was fitted for R negative tiles a positive (1: best balanced IoU)")  # fmt: skip
+    post.add_argument("--clean", choices=CLEANS, default=CLEANS[0],
+                      help="what is dropped for the precision wanted: whole blobs of a small mean probability, their "
+                      "outlines as of the best balanced IoU, or pixels (default %(default)s)")  # fmt: skip
     post.add_argument("--min-blob", type=int, default=0, metavar="PX", help="smaller blobs are dropped")
     post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
 
@@ -105,20 +110,29 @@ def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = No
     return detection_judge.fit_post(rows, frame, read_map=read_map, **aim_of(settings or {}))
 
 
-def threshold_of(post: dict | None, settings: dict) -> float:
-    """The calibrated probability above which a pixel is of the class."""
+def cut_of_settings(post: dict | None, settings: dict) -> Cut:
+    """What makes a mask, of options: threshold and temperature, least pixels and mean calibrated probability of a blob.
+
+    --threshold is one of pixels: with it no blob is dropped for its probability.
+    """
     given = settings["threshold"]
     if given is not None and not 0 < given < 1:
         raise InputError(f"--threshold {given}: give a probability between 0 and 1")
-    return cut_of(post or UNCALIBRATED, ratio=settings["at_ratio"], threshold=given).threshold
+    options = {"ratio": settings["at_ratio"], "min_blob": settings["min_blob"], "by": settings["clean"]}
+    return cut_of(post or UNCALIBRATED, threshold=given, **options)
+
+
+def threshold_of(post: dict | None, settings: dict) -> float:
+    """The calibrated probability above which a pixel is of the class, where no blob is dropped for its probability."""
+    return cut_of_settings(post, settings | {"clean": "pixels"}).threshold
 
 
 def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values) -> pd.DataFrame:
     """The masks as they are handed in: columns "mask", uint8 (H,W), and "values", the raw value of each class."""
-    threshold, masks = threshold_of(post, settings), []
+    cut, masks = cut_of_settings(post, settings), []
     for path in prob_paths("the set", frame):
         logit, valid = read_logit(path), read_beside(path, "valid")
-        mask = masks_of(logit, valid, post or UNCALIBRATED, threshold=threshold, min_blob=settings["min_blob"])
+        mask = cut_mask(logit, valid, cut)
         hot = np.stack([mask == 0, mask == 1]).astype(np.float32)
         masks.append(finish_mask(hot, valid, thresholds=[0.5, 0.5], min_area=[0], fill_holes=settings["fill_holes"]))
     return frame.assign(mask=masks, values=[values] * len(masks))

@@ -19,7 +19,7 @@ from common.datasets.inputs import (
     valid_pixels,
 )
 from common.datasets.tiles import Source
-from common.tasks.segmentation import input_statistics, texture_spec
+from common.tasks.segmentation_spec import input_statistics, texture_spec
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
 FORMULAS = {

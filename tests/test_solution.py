@@ -158,7 +158,8 @@ def infer_masks(folder, models, specs, tmp_path, views):
         sums = []
         for model, spec in zip(models, specs, strict=True):
             image, valid = model_input(read_tile(row.path), spec)
-            batch = {"image": torch.from_numpy(image)[None], "valid": torch.from_numpy(valid)[None], "id": [row.id],
+            there = torch.from_numpy(valid)[None]
+            batch = {"image": torch.from_numpy(image)[None], "valid": there, "data": there, "id": [row.id],
                      "target": torch.zeros(1, *valid.shape, dtype=torch.int64), "size": [valid.shape],
                      "labelled": False}  # fmt: skip
             keep = None if len(models) > 1 else MapKeeper(4, tmp_path / "prob")

@@ -71,6 +71,8 @@ def check_platform(spec: dict) -> None:
         raise InputError(f"--solution: arch {arch} is not known to work with smp 0.3.4; use {', '.join(ARCHS)}")
     if not encoder.startswith(ENCODERS + TIMM) or (encoder.startswith("tu-") and not encoder.startswith(TIMM)):
         raise InputError(f"--solution: encoder {encoder} is not known to work with smp 0.3.4; resnet34 is")
+    if model.get("fusion", "early") != "early":
+        raise InputError("--solution: --fusion late is not in it; train with one encoder")
     if scaling.get("texture"):
         raise InputError("--solution: texture bands need numba, which the platform lacks; train without --texture")
 

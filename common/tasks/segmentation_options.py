@@ -9,10 +9,9 @@ from common.datasets.texture import LEVELS, PROPERTIES, WINDOWS
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TILE_AUGMENTATIONS
 from common.errors import InputError
 from common.losses.segmentation import LOSSES, PHASES
-from common.models.segmenter import ARCHS, ATTENTIONS, DECODER, STEMS
+from common.models.segmenter import ARCHS, ATTENTIONS, DECODER, FUSIONS, STEMS
 from common.tasks.augmentation import augmentation_type
 
-FUSIONS = ("early", "late")
 FLAG = argparse.BooleanOptionalAction
 SAMPLERS = ("balanced", "uniform")
 RATIO = "ratio"  # the sampler of tasks with one rare class

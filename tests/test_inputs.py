@@ -114,7 +114,11 @@ def tiles_on_disk(folder: Path, count=4) -> tuple[pd.DataFrame, Source, list[np.
     rows = pd.DataFrame({"id": [f"t{k}" for k in range(count)]})
     rows["path"] = [str(folder / f"{name}.npy") for name in rows["id"]]
     nothing = lambda *_: pytest.fail("labels have no part in the statistics of the inputs")  # noqa: E731
-    return rows.assign(label="none"), Source(np.load, nothing, lambda path: [Path(path)], nothing), tiles
+    return (
+        rows.assign(label="none"),
+        Source(lambda path, bands: np.load(path), nothing, lambda path: [Path(path)], nothing),
+        tiles,
+    )
 
 
 def test_the_spec_of_a_fold_knows_its_training_rows_only(tmp_path):

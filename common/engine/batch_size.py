@@ -21,7 +21,8 @@ AUTO = "auto"
 SHARE = {"cuda": 0.9, "mps": 0.8, "cpu": 0.8}  # of the free memory: the rest is for fragments, loaders and others
 POOL = 16  # samples that the batches are made of, again and again: what a step takes depends on their shape alone
 GROWTH = 4  # the next size is at most so many times the last one that fitted: far extrapolations may end in a kill
-RETRIES = 12
+FINE = 16  # the answer is at most a sixteenth smaller than the largest size that fits
+FIRST_STEPS = 20  # a scaled fp16 step is left out until its scale has fallen far enough, a halving a step
 
 
 def known_batch_size(folder: Path, *, resume: bool, force: bool) -> int | None:
@@ -91,36 +92,40 @@ def largest_size(peak: Callable, *, most: int, budget: int, refuses: bool) -> tu
     """
     tried: dict[int, int | None] = {}
     low, high, size = 0, most + 1, min(2, most)
-    for _ in range(RETRIES + most.bit_length()):
+    while True:
         tried[size] = peak(size)
         if tried[size] is not None and tried[size] <= budget:
             low = size
         else:
             high = size
-        beyond = high if high in tried else None
-        size = 1 if not low else doubled(low, beyond) if refuses else met(tried, low, beyond, budget)
-        size = min(size, high - 1)
-        if size <= low or size in tried or (low and size - low < low // 16 and size < most):
-            break
-    return low, tried
+        if high - low <= 1 + low // FINE:
+            return low, tried
+        if high in tried:
+            size = between(low, tried.get(low), high, tried[high], budget)
+        else:
+            size = min(2 * low if refuses else met(tried, low, budget), most)
+            if size <= low or (size - low <= low // FINE and size < most):
+                return low, tried
 
 
-def doubled(low: int, beyond: int | None) -> int:
-    """Twice the size that fits, or the middle between it and the one that does not."""
-    return 2 * low if beyond is None else (low + beyond) // 2
+def between(low: int, least: int | None, high: int, peak: int | None, budget: int) -> int:
+    """A size between one that fits (or none: 0) and one that does not: where a line through their peaks meets the
+    budget, or their middle; not too near to either of them, so that few steps settle it."""
+    if not low or peak is None:
+        return max(1, (low + high) // 2)
+    reached = low + (high - low) * (budget - least) / (peak - least)
+    edge = max(1, (high - low) // 4)
+    return int(min(max(reached, low + edge), high - edge))
 
 
-def met(tried: dict, low: int, beyond: int | None, budget: int) -> int:
-    """The size at which a line through the two largest measured peaks meets the budget, not too far from `low`."""
-    known = sorted((size, peak) for size, peak in tried.items() if peak is not None)[-2:]
-    if len(known) < 2:
+def met(tried: dict, low: int, budget: int) -> int:
+    """The size at which a line through the two largest sizes tried, which fit, meets the budget, not too far away."""
+    if len(tried) < 2:
         return 2 * low
-    (size, peak), (larger, higher) = known
+    (size, peak), (larger, higher) = sorted(tried.items())[-2:]
     slope = (higher - peak) / (larger - size)
-    reached = low * GROWTH if slope <= 0 else int(size + (budget - peak) / slope)
-    if beyond is not None and reached >= beyond:  # the line has been wrong
-        reached = (low + beyond) // 2
-    return min(reached, low * GROWTH)
+    reached = size + (budget - peak) / slope if slope > 0 else low * GROWTH
+    return int(min(reached, low * GROWTH))
 
 
 class Rehearsal:
@@ -143,7 +148,7 @@ class Rehearsal:
             torch.cuda.set_per_process_memory_fraction(min(1.0, budget / whole), self.device)
         return budget
 
-    def begin(self) -> None:
+    def begin(self, size: int = 2) -> None:
         """A trainer whose optimizer has its moments, as it has from the second step on."""
         model = copy.deepcopy(self.model)
         groups, stages = self.task.plan(model, self.settings)
@@ -157,7 +162,10 @@ class Rehearsal:
         trainer.enter_stage(self.epoch)
         trainer.model.train()
         self.trainer = trainer
-        self.step(min(2, len(self.train)))
+        for _ in range(FIRST_STEPS):
+            self.step(min(2, size))
+            if trainer.optimizer.state:
+                break
 
     def step(self, size: int) -> int:
         """One step of so many rows; the bytes of its batch."""
@@ -174,7 +182,7 @@ class Rehearsal:
         """The most bytes held in a step of so many rows and in their validation; None where memory did not suffice."""
         try:
             if self.trainer is None:
-                self.begin()
+                self.begin(size)
             release_memory(self.device)
             with PeakMemory(self.device) as peak:
                 batch = self.step(size)

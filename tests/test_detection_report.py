@@ -369,7 +369,7 @@ def test_object_curves_equal_a_plain_loop():
     assert 0 < recall[-1] < 1 and np.allclose(corners[-1], wanted[-1])
     far = [np.abs(np.subtract(corners, point)).max(1).min() for point in wanted]
     assert max(far) <= 1 / 500
-    assert np.array_equal(precision[::2], precision[1::2]) and recall[0] == 0  # steps
+    assert recall[0] == 0 and ((np.diff(recall) == 0) | (np.diff(precision) == 0)).all()  # steps
     area = (np.diff(np.append(0, corners[:, 0])) * corners[:, 1]).sum()
     exact = (np.diff(np.append(0, [r for r, _ in wanted])) * [p for _, p in wanted]).sum()
     assert area == pytest.approx(exact, abs=3e-3)

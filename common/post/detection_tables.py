@@ -38,9 +38,9 @@ def curve_scores(hist) -> dict[str, float]:
 def pixel_table(hist, counted: Mapping, inside: Mapping, positive: np.ndarray, ratios: Sequence[float]):
     """A line (of a DataFrame) per ratio (1 first) and cut: iou … f0.5 of the masks, ap and the like of the maps.
 
-    hist: (2, 2, bins); counted: {"counts": {"raw", "both" (the balanced threshold), ratio: (n, 2, 2)}, "samples":
-    {ratio: (2, bins)}}; inside: {ratio: bool (n,)}, the tiles of the sub-samples. Without a tile that lacks the class
-    nothing is said of ratios above 1.
+    hist: (2, 2, bins); counted: {"counts": {"raw", "both" (the balanced threshold), ratio, ("blobs", ratio) where
+    limits were fitted: (n, 2, 2)}, "samples": {ratio: (2, bins)}}; inside: {ratio: bool (n,)}, the tiles of the
+    sub-samples. Without a tile that lacks the class nothing is said of ratios above 1.
     """
     known = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
     lines = []
@@ -48,7 +48,10 @@ def pixel_table(hist, counted: Mapping, inside: Mapping, positive: np.ndarray, r
         if ratio != 1 and not known["negatives"]:
             continue
         curves = curve_scores(at_ratio(hist, ratio, **known))
-        for name, cut in (("raw .5", "raw"), ("threshold", "both" if ratio == 1 else ratio)):
+        cuts = {"raw .5": "raw", "threshold": "both" if ratio == 1 else ratio, "blobs": ("blobs", ratio)}
+        for name, cut in cuts.items():
+            if cut not in counted["counts"]:
+                continue
             scores = pixel_scores(*ratio_counts(counted["counts"][cut], positive, ratio))
             lines.append({"ratio": ratio, "set": "weighted", "at": name} | scores | curves)
         if ratio in counted["samples"]:
@@ -83,7 +86,7 @@ def object_table(matches: Mapping, positive: np.ndarray, ratios: Sequence[float]
 
 def threshold_table(post: Mapping, nested: Sequence[Mapping], counted: Mapping, positive) -> pd.DataFrame:
     """A line per ratio: the threshold of all tiles with what it is fitted to reach, and what is reached honestly; then
-    the same of the limit of blobs (blob, object …; IoU BLOB_IOU).
+    the same of the limit of blobs (blob, object …; IoU BLOB_IOU), false blobs: kept in tiles without the class.
 
     nested: post.json fitted without each part; reachable_parts: in how many of them the precision is reached. counted:
     {"counts": {ratio: (n, 2, 2)}, "matches": {("blobs", ratio): [n Matches]}}, honest.
@@ -112,7 +115,8 @@ def blob_columns(line: Mapping, matches: Sequence[Matches], positive: np.ndarray
         scores = object_scores(matches, weights).get(BLOB_IOU, {})
     fitted = {name.replace("_", " "): line[name] for name in ("object_reachable", "object_precision", "object_recall")}
     honest = {f"honest object {name}": scores.get(name) for name in ("precision", "recall")}
-    return {"blob": line["blob"]} | fitted | honest
+    false = sum(one.n_pred for one, inside in zip(matches, positive, strict=True) if not inside)
+    return {"blob": line["blob"]} | fitted | honest | {"false blobs": false}
 
 
 def negatives_table(positive: np.ndarray, said: Mapping[float, str]) -> pd.DataFrame:

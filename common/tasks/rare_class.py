@@ -44,7 +44,7 @@ def add_post(parser) -> None:
     post.add_argument("--clean", choices=CLEANS, default=CLEANS[0],
                       help="what is dropped for the precision wanted: whole blobs of a small mean probability, their "
                       "outlines as of the best balanced IoU, or pixels (default %(default)s)")  # fmt: skip
-    post.add_argument("--min-blob", type=int, default=0, metavar="PX", help="smaller blobs are dropped")
+    post.add_argument("--min-blob", type=int, metavar="PX", help="smaller blobs are dropped (default: as fitted)")
     post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
 
 
@@ -91,7 +91,7 @@ def aim_of(settings: dict) -> dict:
         raise InputError("--ratios are numbers above 0, --target-precision is between 0 and 1")
     main = 200.0 if 200.0 in ratios else ratios[0]
     return {"ratios": ratios, "main_ratio": main, "target_precision": precision,
-            "min_blob": settings.get("min_blob", 0)}  # fmt: skip
+            "min_blob": blob_of(None, settings)}  # fmt: skip
 
 
 def judge(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
@@ -118,8 +118,18 @@ def cut_of_settings(post: dict | None, settings: dict) -> Cut:
     given = settings["threshold"]
     if given is not None and not 0 < given < 1:
         raise InputError(f"--threshold {given}: give a probability between 0 and 1")
-    options = {"ratio": settings["at_ratio"], "min_blob": settings["min_blob"], "by": settings["clean"]}
+    if given is None and settings["at_ratio"] is not None and not post:
+        raise InputError("--at-ratio: nothing was fitted; ensemble.py --runs … --calibrate first, or give --threshold")
+    options = {"ratio": settings["at_ratio"], "min_blob": blob_of(post, settings), "by": settings["clean"]}
     return cut_of(post or UNCALIBRATED, threshold=given, **options)
+
+
+def blob_of(post: dict | None, settings: dict) -> int:
+    """Pixels under which a blob is dropped: of the call, else as the thresholds were fitted."""
+    given = settings.get("min_blob")
+    if given is not None and given < 0:
+        raise InputError(f"--min-blob {given}: give a number of pixels, 0 for none")
+    return (post or UNCALIBRATED).get("min_blob", 0) if given is None else given
 
 
 def threshold_of(post: dict | None, settings: dict) -> float:

@@ -200,6 +200,12 @@ def read_tile(path: str, bands) -> np.ndarray:
     return files.read_tile(path, bands)
 
 
+def map_with_blobs(paths, models, post, views, settings: dict, machine, folder: Path) -> bool:
+    """scene_maps.map_scenes, where blobs are dropped as the call says or else as the thresholds were fitted."""
+    settings = settings | {"min_blob": rare.blob_of(post, settings)}
+    return map_scenes(paths, models, post, views, settings, machine, folder, threshold_of=rare.threshold_of)
+
+
 SOURCE = Source(read_tile=read_tile, read_label=files.read_label, files_of=files.files_of, size_of=files.size_of,
                 label_files=label_files)  # fmt: skip
 TASK = make_segmentation_task(
@@ -241,7 +247,7 @@ TASK = make_segmentation_task(
     gates=rare.GATES,
     baselines=partial(rare.baselines, files=files),
     jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},
-    map_scenes=partial(map_scenes, threshold_of=rare.threshold_of),
+    map_scenes=map_with_blobs,
     report=report,
     draw={"sheet": sheet, "samples": samples, "curve": draw_pr_curve},
 )

@@ -127,12 +127,11 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
         lines.append(compare_labels(rows, rows["label"], other).round(3).to_string(index=False))
     if adversarial:
         values, names, tile = block_statistics(rows["path"], files.read_tile, files.RGB)
-        used, fold = np.asarray(fold)[tile] != TEST, np.asarray(fold)[tile]
-        groups = rows["region"].to_numpy(str)[tile]
-        if not used.all():
-            answer = adversarial_auc(values, ~used, names, groups=groups)
+        sides, groups = np.asarray(fold)[tile], rows["region"].to_numpy(str)[tile]
+        if (sides == TEST).any():
+            answer = adversarial_auc(values, sides == TEST, names, groups=groups)
             lines += adversarial_lines("train against test", answer)
-        for answer in fold_adversarial(values, fold, names, groups=groups):
+        for answer in fold_adversarial(values, sides, names, groups=groups):
             lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
     if duplicates:
         hashes = hash_photos(list(rows["path"]), lambda path: false_colour(files.read_tile(path), files.RGB))
@@ -203,7 +202,7 @@ def read_tile(path: str, bands) -> np.ndarray:
 def map_with_blobs(paths, models, post, views, settings: dict, machine, folder: Path) -> bool:
     """scene_maps.map_scenes, where blobs are dropped as the call says or else as the thresholds were fitted."""
     settings = settings | {"min_blob": rare.blob_of(post, settings)}
-    return map_scenes(paths, models, post, views, settings, machine, folder, threshold_of=rare.threshold_of)
+    return map_scenes(paths, models, post, views, settings, machine, folder, cut_of=rare.cut_of_settings)
 
 
 SOURCE = Source(read_tile=read_tile, read_label=files.read_label, files_of=files.files_of, size_of=files.size_of,

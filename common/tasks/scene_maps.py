@@ -26,7 +26,7 @@ from common.tasks.scene_truth import say_truth
 
 # settings that change a map, beside the models
 DECIDING = ("scales", "overlap", "window", "window_weights", "spread", "scene_bands", "prior", "prior_mode",
-            "prior_below", "threshold", "at_ratio", "min_area", "min_blob", "simplify")  # fmt: skip
+            "prior_below", "threshold", "at_ratio", "clean", "min_area", "min_blob", "simplify")  # fmt: skip
 SUFFIXES = (".tif", ".tiff", ".vrt")
 BESIDE = (".xml", ".ovr")  # of a scene's files, those that viewers add
 LEAST = 32  # pixels of a window's side
@@ -202,7 +202,7 @@ def finished_strips(strips: Iterator, temperature: float, prior, settings: dict)
         yield y, np.concatenate([prob[None], values[1:]]).astype(np.float32), valid
 
 
-def map_scene(path: Path, target: Path, models: list, post: dict | None, threshold: float, views, settings, machine,
+def map_scene(path: Path, target: Path, models: list, cut, views, settings, machine,
               key: dict, made_with: str) -> None:  # fmt: skip
     """One scene to `target` (GeoTIFF), polygons and a picture beside it."""
     spec = one_reading([spec for _, spec in models])
@@ -217,24 +217,26 @@ def map_scene(path: Path, target: Path, models: list, post: dict | None, thresho
             store=target.with_name(f".{target.stem}.parts"), amp=machine.amp, weights=settings["window_weights"],
             views=views, progress=path.name, **{name: settings[name] for name in names},
         )  # fmt: skip
-        write_map(scene, target, result.strips, spec, post, threshold, settings, made_with)
+        write_map(scene, target, result.strips, spec, cut, settings, made_with)
     result.close()
     notes.unlink(missing_ok=True)
 
 
-def write_map(scene, target: Path, predicted: Callable, spec: dict, post, threshold: float, settings: dict, made_with):
+def write_map(scene, target: Path, predicted: Callable, spec: dict, cut, settings: dict, made_with: str):
     """Polygons, picture and raster of a predicted scene; the raster last: a map that is there is whole."""
-    temperature, grid = post["temperature"] if post else 1.0, grid_of(scene)
+    grid = grid_of(scene)
     with open_prior(settings["prior"], **grid) if settings["prior"] else nullcontext() as prior:
-        strips = lambda: finished_strips(predicted(), temperature, prior, settings)  # noqa: E731
-        found = trace(((y, (values[0] > threshold) & valid, values[0]) for y, values, valid in strips()),
+        strips = lambda: finished_strips(predicted(), cut.temperature, prior, settings)  # noqa: E731
+        found = trace(((y, (values[0] > cut.threshold) & valid, values[0]) for y, values, valid in strips()),
                       transform=scene.transform, crs=scene.crs, min_area_m2=settings["min_area"],
-                      min_pixels=settings["min_blob"], simplify=settings["simplify"])  # fmt: skip
+                      min_pixels=cut.min_blob, simplify=settings["simplify"])  # fmt: skip
+        found = found[found["mean_prob"] >= cut.least].reset_index(drop=True)
+        found["id"] = found.index + 1
         written = write_polygons(target.with_suffix(""), found, scene.crs)
         written.append(draw_scene(scene, found["geometry"], target.with_name(f"{target.stem}.jpg")))
-        tags = {KEY: made_with, "run": settings["run"], "threshold": repr(float(threshold)),
-                "temperature": repr(float(temperature)), "bands": " ".join(spec["bands"]),
-                "damaged": json.dumps(list(scene.damaged.values()))}  # fmt: skip
+        tags = {KEY: made_with, "run": settings["run"], "threshold": repr(float(cut.threshold)),
+                "blob_mean": repr(float(cut.least)), "temperature": repr(float(cut.temperature)),
+                "bands": " ".join(spec["bands"]), "damaged": json.dumps(list(scene.damaged.values()))}  # fmt: skip
         names = [spec["outputs"][1], *(["spread"] if settings["spread"] else [])]
         write_raster(target, strips, names=names, tags=tags, **grid)
     area = f", {found['area_m2'].sum() / 1e6:.3f} km2" if scene.crs is not None else ""
@@ -259,13 +261,13 @@ def check_targets(scenes: list[Path], targets: list[Path], prints: list[tuple]) 
             raise InputError(f"{target}: is a map of other models or settings; remove it or give another --out")
 
 
-def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, threshold_of: Callable) -> bool:
+def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, cut_of: Callable) -> bool:
     """Every scene that is not mapped yet and nobody else is mapping; whether a part of any could not be read.
 
-    threshold_of(post, settings) -> calibrated probability above which a pixel is of the class.
+    cut_of(post, settings) -> post.detection_maps.Cut, by which probabilities become blobs.
     InputError where a map of other settings is in the way; what can be said of all scenes beforehand is.
     """
-    scenes, threshold = list_scenes(paths), threshold_of(post, settings)
+    scenes, cut = list_scenes(paths), cut_of(post, settings)
     check_settings(settings, scenes)
     spec, weights = one_reading([spec for _, spec in models]), hash_models(models)
     targets = [folder / "scenes" / f"{scene.stem}.tif" for scene in scenes]
@@ -277,7 +279,7 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, t
     damaged, own = False, set()
     for position in shared_jobs(targets):
         own.add(position)
-        map_scene(scenes[position], targets[position], models, post, threshold, views, settings, machine,
+        map_scene(scenes[position], targets[position], models, cut, views, settings, machine,
                   *prints[position])  # fmt: skip
     for position, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
         if not target.is_file():
@@ -288,5 +290,5 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, t
             print(f"{scene.name}: mapped before ({target})")
         damaged |= say_damage(scene.name, json.loads(tags_of(target)["damaged"]))
         if settings["truth"]:
-            say_truth(target, Path(settings["truth"]), threshold, settings["min_blob"])
+            say_truth(target, Path(settings["truth"]), cut)
     return damaged

@@ -9,6 +9,7 @@ import rasterio
 
 from common.datasets.label_grids import IGNORED, VECTORS, grid_difference, make_label, read_label
 from common.metrics.objects import match_objects, object_scores
+from common.post.detection_maps import Cut
 from common.post.prevalence import pixel_scores
 
 OBJECT_IOU = (0.1, 0.3, 0.5)
@@ -30,26 +31,26 @@ def read_mask(target: Path, threshold: float) -> tuple[np.ndarray, np.ndarray, n
     return kept[blobs], prob, valid
 
 
-def score_truth(target: Path, truth: Path, threshold: float, min_blob: int) -> tuple[dict, dict]:
+def score_truth(target: Path, truth: Path, cut: Cut) -> tuple[dict, dict]:
     """(pixel_scores, {IoU limit: object_scores}) of a map by labels on any grid, or polygons.
 
     Held in memory, some 15 bytes a pixel. Pixels without data and ignored ones are left out, of the truth also blobs
-    under min_blob. InputError where the labels do not fit.
+    under cut.min_blob. InputError where the labels do not fit.
     """
     if truth.suffix.lower() not in VECTORS and (differs := grid_difference(truth, target)):
         print(f"{truth.name}: {differs}; brought onto the scene's grid")
     label = read_label(make_label(truth, grid=target))
-    mask, prob, valid = read_mask(target, threshold)
+    mask, prob, valid = read_mask(target, cut.threshold)
     valid &= label != IGNORED
     mask, true = mask & valid, (label == 1) & valid
     hits = int((mask & true).sum())
     pixels = pixel_scores(hits, int(mask.sum()) - hits, int(true.sum()) - hits)
-    matches = match_objects(mask, true, np.where(valid, prob, 0), iou=OBJECT_IOU, min_blob=min_blob)
+    matches = match_objects(mask, true, np.where(valid, prob, 0), iou=OBJECT_IOU, min_blob=cut.min_blob)
     return pixels, object_scores([matches])
 
 
-def say_truth(target: Path, truth: Path, threshold: float, min_blob: int) -> None:
-    pixels, objects = score_truth(target, truth, threshold, min_blob)
+def say_truth(target: Path, truth: Path, cut: Cut) -> None:
+    pixels, objects = score_truth(target, truth, cut)
     print(f"{target.name} against {truth.name}: pixels: IoU {pixels['iou']:.3f}, precision "
           f"{pixels['precision']:.3f}, recall {pixels['recall']:.3f}")  # fmt: skip
     for iou, found in objects.items():

@@ -16,7 +16,7 @@ from test_report import EVIL, Page, make_log, value
 from common.errors import InputError
 from common.metrics.curves import BINS
 from common.metrics.objects import match_objects
-from common.outputs import detection_figures, detection_pictures, detection_sections, shared_sections
+from common.outputs import detection_figures, detection_pictures, detection_scores, detection_sections, shared_sections
 from common.outputs.detection_blobs import LEAST_FOUND, Blob, by_found, open_honest, scan_maps, window_of
 from common.outputs.detection_figures import (
     MOST_ODDS,
@@ -130,8 +130,9 @@ def made(tmp_path_factory, sets, judged):
 def undrawn(monkeypatch):
     """Leaves the drawings out, for tests of words and numbers."""
     monkeypatch.setattr(shared_sections, "learning_panels", lambda *a: "<p>curves</p>")
-    for name in ("curves_figure", "thresholds_figure", "reliability_figures"):
-        monkeypatch.setattr(detection_sections, name, lambda *a, **k: "<p>drawn</p>")
+    places = {"curves_figure": detection_sections, "reliability_figures": detection_sections}
+    for name, module in (places | {"thresholds_figure": detection_scores}).items():
+        monkeypatch.setattr(module, name, lambda *a, **k: "<p>drawn</p>")
 
 
 @pytest.fixture
@@ -219,6 +220,12 @@ def test_thresholds_per_ratio(made, judged, honest):
         assert line["Reachable"] == ("yes" if fit["reachable"] else "no")
         assert value(line["Pixels, per million"]) == pytest.approx(1e6 * fit["prevalence"], abs=0.06)
     behind = page.table("Ratio", holding="As a sub-sample")
+    blobs = page.table("Ratio", holding="Least mean probability")
+    for line, known in zip(blobs, judged["tables"]["thresholds"].to_dict("records"), strict=True):
+        assert line["Least mean probability"] == probability(known["blob"])
+        for key in ("precision", "recall"):
+            assert value(line[f"{key.capitalize()}, honest"]) == pytest.approx(known[f"honest object {key}"], abs=6e-4)
+            assert value(line[f"{key.capitalize()}, as fitted"]) == pytest.approx(known[f"object {key}"], abs=6e-4)
     assert [line["Ratio"] for line in behind] == ["1:1", "1:200", "1:500"]
     assert all(line["Without"] == "12" and line["With the class"] == "6" for line in behind)
     assert value(behind[1]["Each of these counts"]) == 100 and behind[1]["As a sub-sample"].startswith("none")
@@ -272,7 +279,9 @@ def test_blobs_of_the_pictures_equal_scipy(sets, judged, honest):
     for name, found in scan["matches"].items():
         assert len(found) == TILES
         for (logit, valid, target, heat, post), one in zip(honest, found, strict=True):
-            heat, limit = (1, 0.5) if name == "raw" else (heat, post["ratios"][str(name)]["threshold"])
+            limits = {"raw": 0.5, "outlines": post["balanced"]}
+            limit = limits[name] if name in limits else post["ratios"][str(name)]["threshold"]
+            heat = 1 if name == "raw" else heat
             said = slow_blobs((expit(logit / heat) > limit) & valid, expit(logit), target)
             assert sorted(one.pred_area) == sorted(blob[0] for blob in said)
 
@@ -378,6 +387,22 @@ def test_object_curves_equal_a_plain_loop():
 def test_object_curves_without_a_blob():
     nothing = match_objects(np.zeros((4, 4), bool), np.eye(4) > 0, np.zeros((4, 4)))
     assert object_curves({5: [nothing]}, {5: np.ones(1)}, [5], 0.3) == {5: ([], [])}
+
+
+def test_three_object_curves_and_their_marks(drawn, sets, judged, tmp_path):
+    """Raw, at the threshold, and whole blobs, where the mark is what the honest limit keeps."""
+    write(tmp_path / "r.html", sets, judged)
+    panels = [one.axes[0] for one in drawn if one.axes[0].get_xlabel() == "recall"][1:]
+    frame = judged["tables"]["object"]
+    assert len(panels) == 3
+    for axis, at in zip(panels, ("raw .5", "threshold", "blobs"), strict=True):
+        wanted = frame[(frame["at"] == at) & (frame["iou"] == 0.3)]
+        marks = [line.get_data() for line in axis.get_lines() if line.get_marker() != "None"]
+        assert np.ravel(marks) == pytest.approx(wanted[["recall", "precision"]].to_numpy().ravel(), abs=1e-6)
+    tables = judged["tables"]
+    lines = tables["thresholds"].drop(columns="blob")
+    page = write(tmp_path / "r.html", sets, judged | {"tables": tables | {"thresholds": lines}})
+    assert "Limits of whole blobs" not in page.text and "whole blobs, kept" not in page.text
 
 
 def test_histogram_of_a_set(sets):
@@ -512,6 +537,7 @@ def test_one_region_is_said_to_flatter(undrawn, sets, tmp_path):
     judgement = judge(rows, {"unet": sets["unet"]}, read_map=read_map, ratios=RATIOS)
     one = {"unet": sets["unet"]}
     page = write(tmp_path / "r.html", one, judgement, rows=rows, gates=None, findings=None, settings=None)
+    assert "with half of the tiles left out" in page.text
     assert "its tiles are halved" in page.text and 'class="notice warn"' in (tmp_path / "r.html").read_text()
     for words in ("There is one member, so nothing is blended", "No gates were asked for",
                   "was not checked in this run", "came without settings", "No bootstrap interval"):  # fmt: skip

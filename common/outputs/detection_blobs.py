@@ -88,13 +88,13 @@ def open_honest(judgement: Mapping, members: Sequence[Mapping], read_map: Callab
 
 
 def scan_maps(maps: HonestMaps, ratios: Sequence[float], positive: np.ndarray, most: int) -> dict:
-    """One pass over the tiles: {"matches": {"raw" or ratio: [n Matches]}, "false": [Blob], "missed": [Blob]}.
+    """One pass over the tiles: {"matches": {"raw", "outlines" or ratio: [n Matches]}, "false", "missed": [Blob]}.
 
-    Of the masks at the threshold of the largest balanced IoU: false, blobs of highest mean probability in tiles without
-    the class; missed, true ones: the largest of which less than LEAST_FOUND is found, then those of which least is. Of
-    each `most` at most and one a tile. positive: (n,) bool.
+    "outlines" are masks at the threshold of the largest balanced IoU. Of these: false, blobs of highest mean
+    probability in tiles without the class; missed, true ones: the largest of which less than LEAST_FOUND is found, then
+    those of which least is. Of each `most` at most and one a tile. positive: (n,) bool.
     """
-    cuts = {"raw": None} | {ratio: ratio for ratio in ratios}
+    cuts = {"raw": None, "outlines": 1} | {ratio: ratio for ratio in ratios}
     matches: dict[object, list[Matches]] = {name: [] for name in cuts}
     false, missed = [], []
     for place in range(len(maps.ids)):

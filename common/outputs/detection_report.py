@@ -12,7 +12,8 @@ import pandas as pd
 from common.errors import InputError
 from common.metrics.segmentation import counts_of
 from common.outputs.detection_blobs import open_honest, scan_maps
-from common.outputs.detection_sections import SECTIONS, headline_blocks
+from common.outputs.detection_scores import headline_blocks
+from common.outputs.detection_sections import SECTIONS
 from common.outputs.report import write_report
 from common.outputs.shared_sections import with_log_scores
 from common.post.detection_fit import balanced_iou

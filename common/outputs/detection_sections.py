@@ -1,4 +1,4 @@
-"""The sections of the report of a rare class: score, thresholds, curves, objects, calibration, tiles, blend.
+"""The sections of the report of a rare class after its scores: curves, objects, calibration, tiles, blend.
 
 Each takes the facts gathered by `detection_report` and gives a list of HTML blocks.
 """
@@ -8,7 +8,6 @@ import pandas as pd
 
 from common.outputs.curves import key_to_lines
 from common.outputs.detection_figures import (
-    REACHED,
     curves_figure,
     object_curves,
     pixel_curves,
@@ -16,16 +15,14 @@ from common.outputs.detection_figures import (
     ratio_name,
     reliability_figures,
     short,
-    thresholds_figure,
 )
 from common.outputs.detection_pictures import pictures_section
+from common.outputs.detection_scores import NO_NEGATIVES, OBJECT_LIMIT, ratio_records, score_section, thresholds_section
 from common.outputs.report import (
     column,
     details,
     frame_table,
     heading,
-    headline,
-    notice,
     number,
     panels,
     paragraph,
@@ -34,122 +31,21 @@ from common.outputs.report import (
 from common.outputs.segmentation_sections import gates_section
 from common.outputs.shared_sections import (
     findings_section,
-    interval_text,
     learning_section,
-    member_scores,
     no_blend,
-    score_ladder,
     settings_section,
     weights_blocks,
 )
 from common.post.prevalence import tile_weights
 
-RUNGS = {
-    "constant": ("Constant", "the class everywhere"),
-    "logistic": ("Logistic regression", "pixel by pixel, on the bands"),
-    "member": ("Best single member, at .5", ""),
-    "fitted": ("Fitted", "judged on the tiles it was fitted on"),
-    "honest": ("Honest", "judged with regions left out"),
-    "reachable": ("Best reachable", "what the noise of the data allows"),
+# which blobs -> title and caption of their curve
+OBJECT_CURVES = {
+    "raw": ("At .5, uncalibrated", "the mark: all blobs"),
+    "ratio": ("At the threshold of the ratio", "the mark: all blobs"),
+    "outlines": ("Whole blobs of the threshold of 1:1", "the mark: the honest limit"),
 }
-OBJECT_LIMIT = 0.3  # IoU of the object curves
 MOST_TILES = 12
-NO_NEGATIVES = "Not shown: no tile is without the class, so that nothing can be told of realistic ratios."
 SCORES = {"iou": "IoU", "precision": "Precision", "recall": "Recall", "f1": "F1", "f0.5": "F0.5", "ap": "AP"}
-
-
-def headline_blocks(facts: dict) -> list[str]:
-    """The one score of the page and what it means, then what must be known about it."""
-    name, groups = facts["name"], facts["rows"]["group"].nunique()
-    lines = facts["tables"]["thresholds"]
-    main = lines[lines["ratio"] == facts["main"]].iloc[0]
-    text = (
-        f"Out of fold, with whole regions left out of what was fitted: IoU of {name} over the pixels of tiles with and "
-        f"without it, both sides weighing alike; 1 is exact. {facts['positives']} tiles with {name}, "
-        f"{facts['negatives']} without, {groups} region{'s' if groups != 1 else ''}."
-    )
-    if facts["ratios"]:
-        text += (
-            f" At {ratio_name(facts['main'])} the threshold {probability(main['threshold'])} has precision "
-            f"{number(main['honest precision'], 2)} and recall {number(main['honest recall'], 2)} of pixels."
-        )
-    blocks = [headline(number(facts["scores"]["honest"], 4), "honest score, balanced IoU", text)]
-    if groups < 2:
-        blocks.append(notice(f"{facts['split']}.", label="One region", warn=True))
-    return blocks + [notice(str(note)) for note in facts["notes"]]
-
-
-def score_section(facts: dict) -> list[str]:
-    blocks = [score_ladder(facts, RUNGS), interval_text(facts), paragraph(f"Honest: {facts['split']}.")]
-    tiles = facts["tiles"]
-    lines = []
-    for group, some in tiles.groupby("group", sort=True):
-        inside = some["positive"].to_numpy(bool)
-        lines.append({"group": str(group), "tiles": len(some), "positives": int(inside.sum())}
-                     | {"iou": some["iou"][inside].mean() if inside.any() else None}
-                     | {"false": int(some["false"][~inside].sum()), "touched": int((some["false"][~inside] > 0).sum())}
-                     | {"others": int((~inside).sum())})  # fmt: skip
-    columns = [column("group", "Region", "name"), column("tiles", "Tiles", digits=0)]
-    columns += [column("positives", "With the class", digits=0), column("iou", "Mean IoU of these")]
-    columns += [column("others", "Without", digits=0), column("touched", "of these with false pixels", digits=0)]
-    columns += [column("false", "False pixels there", digits=0)]
-    caption = "At the threshold of the largest balanced IoU, fitted without the region."
-    blocks += [
-        heading("Per region"),
-        table(columns, lines, caption=caption, why="no tile of the region has the class."),
-    ]
-    return [*blocks, heading("Per member"), paragraph("The balanced IoU at probability .5."), member_scores(facts)]
-
-
-def ratio_records(frame: pd.DataFrame) -> list[dict]:
-    return [line | {"ratio": ratio_name(line["ratio"])} for line in frame.to_dict("records")]
-
-
-def thresholds_section(facts: dict) -> list[str]:
-    """Threshold, precision and recall per ratio, whether the precision is reachable, and what stands behind it."""
-    lines, name = facts["tables"]["thresholds"], facts["name"]
-    target = short(facts["post"]["target_precision"], 2).rstrip("0")
-    blocks = [behind_block(facts)]
-    if not facts["ratios"]:
-        return [paragraph(NO_NEGATIVES, kind="why alone"), *blocks]
-    missed = [ratio_name(ratio) for ratio in lines["ratio"][~lines["reachable"].to_numpy(bool)]]
-    said = []
-    if missed:
-        text = f"At {', '.join(missed)} no threshold has a precision of {target}; the one of the best F0.5 is given."
-        said = [notice(text, label="Not reachable", warn=True)]
-    text = (
-        f"At 1:r stand r tiles without {name} on every tile with it. Per ratio the threshold of the calibrated "
-        f"probability at which the pixels' precision is {target} and recall is largest. As fitted: on the tiles it was "
-        "fitted on. Honest: each region judged with temperature and threshold fitted without it."
-    )
-    records = [
-        line
-        | {"reachable": "yes" if line["reachable"] else "no", "prevalence": 1e6 * line["prevalence"]}
-        | {key: probability(line[key]) for key in ("threshold", "lowest", "highest")}
-        for line in ratio_records(lines)
-    ]
-    columns = [column("ratio", "Ratio", "name"), column("prevalence", "Pixels, per million", digits=1)]
-    columns += [column("reachable", "Reachable", "text"), column("threshold", "Threshold", "name")]
-    columns += [column(key, words.capitalize()) for key, words in REACHED.items()]
-    columns += [column("lowest", "Lowest fit", "name"), column("highest", "Highest fit", "name")]
-    columns += [column("reachable_parts", "Reachable without a part", "name")]
-    why = "nothing is predicted or true there."
-    figures = [key_to_lines(list(REACHED.values())), thresholds_figure(lines, "thresholds")]
-    hollow = [paragraph("A hollow mark: the precision is not reachable.", kind="why alone")] if missed else []
-    return [*said, paragraph(text), table(columns, records, why=why), *figures, *hollow, *blocks]
-
-
-def behind_block(facts: dict) -> str:
-    """Which and how many negatives stand behind each ratio."""
-    columns = [column("ratio", "Ratio", "name"), column("positives", "With the class", digits=0)]
-    columns += [column("negatives", "Without", digits=0), column("weight", "Each of these counts", digits=2)]
-    columns += [column("sub-sample", "As a sub-sample", "name")]
-    caption = (
-        f"The tiles without {facts['name']} are weighted to each ratio. What {facts['negatives']} tiles do not show, "
-        "no weight adds: a single false blob counts as often as its tile."
-    )
-    records = ratio_records(facts["tables"]["negatives"])
-    return heading("What stands behind each ratio") + table(columns, records, caption=caption)
 
 
 def curves_section(facts: dict) -> list[str]:
@@ -168,6 +64,8 @@ def curves_section(facts: dict) -> list[str]:
     columns += [column(key, title, digits=4 if key == "iou" else 3) for key, title in SCORES.items()]
     why = "nothing of the class is predicted or true there."
     caption = "Pixels of the masks at probability .5 before calibration and at the threshold; AP is of the whole curve."
+    if (pixels["at"] == "blobs").any():
+        caption += " Blobs: the threshold of 1:1 without the blobs under the limit of the ratio."
     blocks += [heading("Masks"), table(columns, ratio_records(pixels), caption=caption, why=why)]
     columns = [column("ratio", "Ratio", "name"), column("set", "Tiles", "name")]
     columns += [column(key, f"Precision at recall {key[3:]}") for key in pixels if key.startswith("p@r")]
@@ -200,12 +98,16 @@ def objects_section(facts: dict) -> list[str]:
     blocks = [paragraph(text), table(columns, ratio_records(frame), why=why)]
     weights = {ratio: tile_weights(facts["positive"], ratio) for ratio in facts["ratios"]}
     words = {ratio: ratio_name(ratio) for ratio in facts["ratios"]}
+    blobs = frame[(frame["at"] == "blobs") & (frame["iou"] == OBJECT_LIMIT)]
+    kept = {line["ratio"]: (line["recall"], line["precision"]) for line in blobs.to_dict("records")}
     drawn = []
-    for title, raw in (("At the threshold", False), ("At .5, uncalibrated", True)):
-        found = {ratio: scan["matches"]["raw" if raw else ratio] for ratio in facts["ratios"]}
-        curves = renamed(object_curves(found, weights, facts["ratios"], OBJECT_LIMIT), words)
-        ends = {name: (curve[0][-1], curve[1][-1]) for name, curve in curves.items() if len(curve[0])}
-        drawn.append(curves_figure(curves, ends, f"objects-{int(raw)}", title=title, caption="all blobs: the mark"))
+    for name, (title, caption) in OBJECT_CURVES.items():
+        found = {ratio: scan["matches"][ratio if name == "ratio" else name] for ratio in facts["ratios"]}
+        curves = object_curves(found, weights, facts["ratios"], OBJECT_LIMIT)
+        ends = {ratio: (curve[0][-1], curve[1][-1]) for ratio, curve in curves.items() if len(curve[0])}
+        points = renamed(kept if name == "outlines" else ends, words)
+        options = {"title": title, "caption": caption}
+        drawn.append(curves_figure(renamed(curves, words), points, f"objects-{name}", **options))
     text = f"Blobs of IoU ≥ {short(OBJECT_LIMIT, 1)} kept from the highest mean probability down, a line per ratio."
     return [*blocks, heading("Object curves"), paragraph(text), key_to_lines(list(words.values())),
             panels(drawn, pairs=True)]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import shapely
+from shapely.affinity import affine_transform
 
 from common.files import atomic_write
 from common.outputs.tile_pictures import false_colour, rgb
@@ -20,9 +21,9 @@ LEAST = 8  # pixels: what is smaller gets a ring, else it would not be seen
 def draw_scene(scene, shapes: Iterable, path: str | Path, *, most: int = MOST) -> Path:
     """Picture (.jpg or .png) of an open Scene with shapes (shapely, in its CRS) drawn over it; returns the path."""
     picture, factor = overview(scene, most)
-    back = ~scene.transform
+    a, b, c, d, e, f = (value / factor for value in tuple(~scene.transform)[:6])
     for shape in shapes:
-        draw_outline(picture, shapely.transform(shape, lambda xy: np.stack(back * xy.T, axis=1) / factor))
+        draw_outline(picture, affine_transform(shape, [a, b, d, e, c, f]))
     done, content = cv2.imencode(Path(path).suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     if not done:
         raise ValueError(f"{path}: OpenCV cannot write such a picture")

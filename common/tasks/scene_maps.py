@@ -101,8 +101,8 @@ def list_scenes(paths: list[Path]) -> list[Path]:
 
 
 def class_probs(model, outputs: torch.Tensor) -> torch.Tensor:
-    """(B, K-1, h, w) probabilities of all classes but the first."""
-    return torch.softmax(outputs.float(), dim=1)[:, 1:]
+    """(B,2,h,w) probabilities of both outputs: a mean of either keeps its digits where the other is near 1."""
+    return torch.softmax(outputs.float(), dim=1)
 
 
 def check_settings(settings: dict, scenes: list[Path]) -> None:
@@ -183,23 +183,24 @@ def fingerprint(weights: str, post: dict | None, views: list[str], settings: dic
     return key, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def calibrated(prob: np.ndarray, temperature: float) -> np.ndarray:
-    """prob with its logit divided by the temperature; probabilities of 0 and 1 stay."""
+def calibrated(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """float32 (h,w): the second of the probabilities (2,h,w), its logit divided by the temperature."""
     if temperature == 1.0:
-        return prob
-    with np.errstate(divide="ignore", over="ignore"):
-        odds = (np.log(prob) - np.log1p(-prob)) / np.float32(temperature)
-        return (1 / (1 + np.exp(-odds))).astype(np.float32)
+        return probs[1]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        low, high = np.log(probs)
+        prob = 1 / (1 + np.exp((low - high) / np.float32(temperature)))
+    return np.nan_to_num(prob, nan=0.0).astype(np.float32)  # both are 0 where there is no data
 
 
 def finished_strips(strips: Iterator, temperature: float, prior, settings: dict) -> Iterator:
     """(first row, values (1[+1],h,W), valid) with calibrated probabilities, after the prior."""
     for y, values, valid in strips:
-        prob = calibrated(values[0], temperature)
+        prob = calibrated(values[:2], temperature)
         if prior is not None:
             area = prior.read(y, 0, *prob.shape)
             prob = apply_prior(prob, area, mode=settings["prior_mode"], below=settings["prior_below"])
-        yield y, np.concatenate([prob[None], values[1:]]).astype(np.float32), valid
+        yield y, np.concatenate([prob[None], values[2:]]).astype(np.float32), valid
 
 
 def map_scene(path: Path, target: Path, models: list, cut, views, settings, machine,
@@ -213,7 +214,7 @@ def map_scene(path: Path, target: Path, models: list, cut, views, settings, mach
         scene.damaged |= known_damage(notes, key["scene"])
         read = reader(scene, spec, settings["window"], lambda damaged: note_damage(notes, key["scene"], damaged))
         result = predict_scene(
-            wrapped, read, scene.height, scene.width, to_values=class_probs, key=key, device=machine.device,
+            wrapped, read, scene.height, scene.width, to_values=class_probs, channels=2, key=key, device=machine.device,
             store=target.with_name(f".{target.stem}.parts"), amp=machine.amp, weights=settings["window_weights"],
             views=views, progress=path.name, **{name: settings[name] for name in names},
         )  # fmt: skip

@@ -132,7 +132,7 @@ def patch_models(replace=setattr) -> None:
     from common.models import segmenter
 
     build = segmenter.build_net
-    replace(segmenter, "build_net", lambda *words: without_batch_norm(build(*words)))
+    replace(segmenter, "build_net", lambda *words, **more: without_batch_norm(build(*words, **more)))
 
 
 def main():  # the repository is on PYTHONPATH

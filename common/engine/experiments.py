@@ -4,14 +4,18 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.engine.runs import THIS_CALL
 from common.errors import InputError
 from common.files import atomic_write
 
 LOCAL = "sqlite:///runs/mlflow.db"  # --mlflow without an address
 NOTE = "mlflow.json"  # in the fold's folder: which run of MLflow it is, so that a resumed fold goes on in it
+ALWAYS = "sec"  # a metric that every epoch has
+AT_ONCE = 100  # parameters in a call to the store
 MOST = 6000  # characters of a parameter that every store of MLflow takes
 
 
@@ -22,7 +26,9 @@ def open_client(uri: str):
     except ImportError as error:
         raise InputError("--mlflow: MLflow is not installed; pip install mlflow, or leave the option out") from error
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(uri.removeprefix("sqlite:///")).resolve()  # MLflow keeps stores open by name, whatever the folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{path}"
     return MlflowClient(tracking_uri=uri)
 
 
@@ -30,13 +36,16 @@ class Experiment:
     """One fold in an MLflow store."""
 
     def __init__(self, uri: str, experiment: str, name: str, folder: Path, parameters: Mapping):
-        self.folder, self.client = folder, open_client(uri)
+        self.folder = folder
         try:
+            self.client = open_client(uri)
             self.run = self.begin(uri, experiment, name)
-            for key, value in sorted(parameters.items()):
-                self.client.log_param(self.run, key, str(value)[:MOST])
+            self.describe(parameters)
+            self.logged = {metric.step for metric in self.client.get_metric_history(self.run, ALWAYS)}
+        except InputError:
+            raise
         except Exception as error:  # MLflow wraps the errors of databases and servers in families of its own
-            raise InputError(f"--mlflow {uri}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"--mlflow {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
     def begin(self, uri: str, experiment: str, name: str) -> str:
         """The id of the fold's run: that of a fold which goes on, else a new one."""
@@ -56,12 +65,31 @@ class Experiment:
         atomic_write(note, json.dumps({"uri": uri, "run": run}) + "\n")
         return run
 
-    def log(self, record: Mapping, names: Mapping[str, str]) -> None:
-        """The numbers of an epoch's log record, by their own names or those of `names`."""
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                if key not in ("epoch", "step"):
-                    self.client.log_metric(self.run, names.get(key, key), float(value), step=record["epoch"])
+    def describe(self, parameters: Mapping) -> None:
+        """Store the parameters. Those of a run that goes on stay as it began: MLflow lets none be changed."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run).data.params
+        new = [Param(key, str(parameters[key])[:MOST]) for key in sorted(parameters) if key not in {*known, *THIS_CALL}]
+        for first in range(0, len(new), AT_ONCE):
+            self.client.log_batch(self.run, params=new[first : first + AT_ONCE])
+
+    def log(self, history: list[Mapping], names: Mapping[str, str]) -> None:
+        """The numbers of the epochs that the store does not have yet, by their own names or those of `names`.
+
+        A kill between last.pt and the store leaves an epoch out, one between two last.pt has one trained again.
+        """
+        from mlflow.entities import Metric
+
+        for record in history:
+            if record["epoch"] in self.logged:
+                continue
+            numbers = {names.get(key, key): float(value) for key, value in record.items()
+                       if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                       and key not in ("epoch", "step")}  # fmt: skip
+            now, epoch = int(time.time() * 1000), record["epoch"]
+            self.client.log_batch(self.run, metrics=[Metric(key, v, now, epoch) for key, v in numbers.items()])
+            self.logged.add(epoch)
 
     def close(self, artifacts: Mapping[str, Path]) -> None:
         """Store the artifacts {name: file} and end the run."""

@@ -187,7 +187,7 @@ class Trainer:
         if self.plateau:
             self.plateau.step(score)
         record |= {"best": self.best, "gb": peak_memory_gb(self.device)}
-        self.history.append({key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()})
+        self.history.append({key: rounded(v) if isinstance(v, float) else v for key, v in record.items()})
         if self.machine.main:
             if improved:
                 self.save("best.pt", self.evaluated.state_dict())
@@ -246,6 +246,11 @@ class Trainer:
         set_rng_state(content["rng"])
         if self.machine.main:
             self.write_log()  # a kill between last.pt and the log would leave the log a line short for good
+
+
+def rounded(value: float) -> float:
+    """To six decimals, small ones to four digits: a share of a few pixels is not nothing, and a rate not 0."""
+    return round(value, 6) if not abs(value) < 1e-3 else float(f"{value:.4g}")
 
 
 def load_own(model: torch.nn.Module, state: dict, external: dict | None) -> None:

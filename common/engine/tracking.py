@@ -73,7 +73,7 @@ class Tracker:
                     self.writer.add_scalar(key, value, record["epoch"])
             self.writer.flush()
         if self.experiment:
-            self.experiment.log(record, self.task.tracked)
+            self.experiment.log(trainer.history, self.task.tracked)
         every = self.settings["samples_every"]
         if every and self.frame is not None and record["epoch"] % every == 0:
             self.draw(f"epoch{record['epoch']:03d}")

@@ -167,7 +167,7 @@ def main(argv=None):
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
     exported = any(peek(argv, f"--{name}") for name in task.exports)
     split = None if exported or peek(argv, "--scene") else "train" if peek(argv, "--rows") == "oof" else "test"
-    session = begin(parser_of(task), task, argv, split=split, without=("batch_size",))
+    session = begin(parser_of(task), task, argv, split=split, without=("batch_size", "use"))
     args = session.args
     found = [runs.find_run(run) for run in args.runs]
     devices.set_threads()
@@ -217,6 +217,8 @@ def map_scenes(session, found, machine) -> int:
     settings = session.settings | {"batch_size": session.args.batch_size or trained["batch_size"]}
     names = {"run": " ".join(run.name for run in found)}
     scenes = [inside_demo(session.task, path, session.args.cache) for path in session.args.scene]
+    if session.args.truth:
+        names["truth"] = inside_demo(session.task, session.args.truth, session.args.cache)
     damaged = session.task.map_scenes(scenes, models, read_post(found, session.task), views,
                                       settings | names, machine, out_folder(session.args))  # fmt: skip
     return 3 if damaged and not session.args.allow_bad_images else 0

@@ -645,3 +645,16 @@ def test_models_that_see_different_bands_are_not_mixed(home, capsys, monkeypatch
 def test_a_hidden_file_of_a_folder_is_no_scene(home):
     (home / "scenes/.tmp-a.tif").write_bytes(b"half")
     assert [p.name for p in scene_maps.list_scenes([home / "scenes"])] == ["a.tif"]
+
+
+def test_scenes_and_truth_of_the_demo_set(home, capsys, monkeypatch):
+    """demo/… is a path inside the drawn set, here one of a scene only."""
+    from common import session
+
+    tile, true = tiny_scenes.draw_scene()
+    write_scene(home / "drawn/scenes/b.tif", tile)
+    write_scene(home / "drawn/hidden/b.tif", true[None].astype(np.uint8), names=(None,))
+    monkeypatch.setattr(session, "demo_folder", lambda task, cache: home / "drawn")
+    path = mapped(home, "--truth", "demo/hidden/b.tif", scene="demo/scenes/b.tif")
+    np.testing.assert_allclose(values_of(path)[0], known_prob(tile), atol=1e-6)
+    assert "b.tif against b.tif: pixels: IoU 1.000" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 from scipy.special import expit
-from test_detection_judge import RATIOS, World
+from test_detection_judge import World
 
 from common.errors import InputError
 from common.metrics.objects import Matches
@@ -17,7 +17,8 @@ from common.post.detection_judge import final_report, fit_post, judge
 from common.post.detection_maps import Cut, cut_mask
 from common.tasks import rare_class
 
-SETTINGS = {"ratios": RATIOS, "main_ratio": 20, "min_blob": 3}
+RATIOS, TARGET = (2, 40), 0.7
+SETTINGS = {"ratios": RATIOS, "main_ratio": 2, "target_precision": TARGET, "min_blob": 3}
 EIGHT = np.ones((3, 3))
 NEW = ("blob", "object_precision", "object_recall", "object_reachable")
 
@@ -83,7 +84,7 @@ def frame(world):
 
 @pytest.fixture(scope="module")
 def judged(world, frame):
-    return world.judge({"maps": frame})
+    return world.judge({"maps": frame}, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +99,12 @@ def outlined(world, frame, post):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("target", [0.8, 0.3, 1.1])
+@pytest.mark.parametrize("target", [TARGET, 0.3, 1.1])
 def test_limit_is_the_best_of_all(world, frame, outlined, post, ratio, target):
     """Largest recall where the precision is reached, else the best F0.5; every limit tried by the slow version."""
     known = slow_limits(outlined, ratio)
     reached = [pair for pair in known.values() if pair[0] >= target]
-    if target == 0.8:
+    if target == TARGET:
         line = post["ratios"][str(ratio)]
     else:
         settings = SETTINGS | {"target_precision": target}
@@ -120,9 +121,9 @@ def test_limit_is_the_best_of_all(world, frame, outlined, post, ratio, target):
 def test_limits_differ_and_drop_something(outlined, post):
     """The set is such that the tests say something: false blobs are dropped, true ones stay."""
     far = sum(len(blobs) for blobs, _, inside in outlined if not inside)
-    line = post["ratios"]["20"]
-    assert far > 5 and 0.5 < line["object_recall"] < 1 and line["object_precision"] >= 0.8
-    assert post["blob"] == line["blob"] > post["balanced"]
+    line, other = post["ratios"]["2"], post["ratios"]["40"]
+    assert far > 5 and 0.5 < other["object_recall"] < line["object_recall"] < 1
+    assert post["blob"] == line["blob"] > post["balanced"] and other["blob"] > line["blob"] + 0.05
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -162,7 +163,7 @@ def test_limits_are_fitted_without_the_region(world, frame, judged):
 def test_limits_of_a_blend(world, frame):
     """Two sets: blobs are of the mean probability, weights and limits without the part."""
     both = {"maps": frame, "other": world.add("other", noise=1.6)}
-    found = world.judge(both)
+    found = world.judge(both, **SETTINGS)
     post = found["nested"][0]["post"]
     assert found["nested"][0]["weights"] == [0.5, 0.5]
     tiles = []
@@ -171,9 +172,9 @@ def test_limits_of_a_blend(world, frame):
         prob = (expit(one.astype(float)) + expit(two.astype(float))) / 2
         mixed = np.log(prob) - np.log1p(-prob)
         tiles.append((*slow_tile((mixed, valid, target), post, post["balanced"]), bool(target[valid].any())))
-    known = slow_limits(tiles, 20)
-    line = post["ratios"]["20"]
-    best = max((pair for pair in known.values() if pair[0] >= 0.8), key=lambda pair: (pair[1], pair[0]))
+    known = slow_limits(tiles, 2)
+    line = post["ratios"]["2"]
+    best = max((pair for pair in known.values() if pair[0] >= TARGET), key=lambda pair: (pair[1], pair[0]))
     assert (line["object_precision"], line["object_recall"]) == pytest.approx(best)
 
 
@@ -239,14 +240,15 @@ def test_nothing_is_reachable_where_all_blobs_are_wrong():
 def test_without_negatives_no_precision_is_told():
     world = World(regions=("a", "b"), positives=3, negatives=0)
     frame = world.add("maps", noise=1.5)
-    post = world.judge({"maps": frame})["blend"]["post"]
-    line = post["ratios"]["20"]
+    found = world.judge({"maps": frame}, **SETTINGS)
+    post = found["blend"]["post"]
+    line = post["ratios"]["2"]
     assert [line[name] for name in NEW[1:]] == [None, None, False]
     tiles = slow_tiles(world, frame, lambda index: post, lambda p: p["balanced"], lambda p: 0)
     known = slow_limits(tiles, 1)
     best = max(known, key=lambda score: 1.25 / (1 / known[score][0] + 0.25 / known[score][1]))
     assert line["blob"] <= best and not any(line["blob"] <= score < best for score in known)
-    table = world.judge({"maps": frame})["tables"]["thresholds"]
+    table = found["tables"]["thresholds"]
     assert table[["object precision", "honest object precision", "honest object recall"]].isna().all(axis=None)
     json.dumps(post, allow_nan=False)
 
@@ -263,38 +265,38 @@ def test_a_part_left_without_the_class_drops_nothing():
 def test_cut_of_the_two_ways(post):
     t, lines = post["temperature"], post["ratios"]
     assert cut_of(post, by="blobs") == Cut(post["balanced"], t, 3, post["blob"])
-    assert cut_of(post, ratio=50, by="blobs") == Cut(post["balanced"], t, 3, lines["50"]["blob"])
-    assert cut_of(post, ratio=50) == Cut(lines["50"]["threshold"], t, 3) != cut_of(post, ratio=50, by="blobs")
+    assert cut_of(post, ratio=40, by="blobs") == Cut(post["balanced"], t, 3, lines["40"]["blob"])
+    assert cut_of(post, ratio=40) == Cut(lines["40"]["threshold"], t, 3) != cut_of(post, ratio=40, by="blobs")
     assert cut_of(post, ratio=1, by="blobs") == cut_of(post, ratio=1) == Cut(post["balanced"], t, 3)
     assert cut_of(post, threshold=0.3, min_blob=7, by="blobs") == Cut(0.3, t, 7)
     old = {name: value for name, value in post.items() if name != "blob"}
     old["ratios"] = {key: {n: v for n, v in line.items() if n not in NEW} for key, line in lines.items()}
-    for ratio in (None, 1, 20, 50):
+    for ratio in (None, 1, 2, 40):
         assert cut_of(old, ratio=ratio, by="blobs") == cut_of(post, ratio=ratio)
     assert json.loads(json.dumps(post, allow_nan=False)) == post
-    with pytest.raises(InputError, match="fitted for 20, 50"):
+    with pytest.raises(InputError, match="fitted for 2, 40"):
         cut_of(post, ratio=500, by="blobs")
     with pytest.raises(InputError, match="--clean tiles: a mask is cleaned by blobs or pixels"):
         cut_of(post, by="tiles")
 
 
 def test_final_report_with_limits_and_without(world, frame, post):
-    report = final_report(world.rows, frame, post, read_map=world.read, ratio=50)
-    tiles = slow_tiles(world, frame, lambda i: post, lambda p: p["balanced"], lambda p: p["ratios"]["50"]["blob"])
-    metrics, (precision, recall, _) = report["metrics"], slow_scores(tiles, 50)
-    assert (metrics["object_precision_50"], metrics["object_recall_50"]) == pytest.approx((precision, recall))
-    line = post["ratios"]["50"]
+    report = final_report(world.rows, frame, post, read_map=world.read, ratio=40)
+    tiles = slow_tiles(world, frame, lambda i: post, lambda p: p["balanced"], lambda p: p["ratios"]["40"]["blob"])
+    metrics, (precision, recall, _) = report["metrics"], slow_scores(tiles, 40)
+    assert (metrics["object_precision_40"], metrics["object_recall_40"]) == pytest.approx((precision, recall))
+    line = post["ratios"]["40"]
     assert (precision, recall) == pytest.approx((line["object_precision"], line["object_recall"]))
     pixels = report["tables"]["pixel"]
-    truth = [(masks_of(*world.read(path)[:2], post, ratio=50, by="blobs"), *world.read(path)) for path in frame["prob"]]
+    truth = [(masks_of(*world.read(path)[:2], post, ratio=40, by="blobs"), *world.read(path)) for path in frame["prob"]]
     hit, missed = (sum(((mask == said) & valid & (y == 1)).sum() for mask, _, valid, y in truth) for said in (1, 0))
     assert pixels[pixels["at"] == "blobs"]["recall"].tolist() == [pytest.approx(hit / (hit + missed))]
     old = {name: value for name, value in post.items() if name != "blob"}
-    before = final_report(world.rows, frame, old, read_map=world.read, ratio=50)
+    before = final_report(world.rows, frame, old, read_map=world.read, ratio=40)
     table = before["tables"]["object"]
     assert "blobs" not in set(table["at"]) | set(before["tables"]["pixel"]["at"])
     kept = table[(table["at"] == "threshold") & (table["iou"] == 0.3)].iloc[0]
-    assert before["metrics"]["object_recall_50"] == kept["recall"] != recall
+    assert before["metrics"]["object_recall_40"] == kept["recall"] != recall
 
 
 def options(*given):
@@ -310,18 +312,18 @@ def test_options_clean_the_masks_of_a_set(world, frame, post, tmp_path):
     table = pd.DataFrame({"id": ["a0"], "nodata": [0], "prob": [str(tmp_path / "a0.npz")]})
     prob = expit(logit.astype(float) / post["temperature"])
 
-    def known(level, least=0.0, small=1):
+    def known(level, least=0.0, small=3):
         blobs = [blob for blob in blobs_of((prob > level) & valid, small) if prob[blob].mean() >= least]
         return np.any([np.zeros_like(valid), *blobs], axis=0)
 
     lines, level = post["ratios"], post["balanced"]
     cases = {
-        (): known(level, lines["20"]["blob"]),
-        ("--at-ratio", "50"): known(level, lines["50"]["blob"]),
+        (): known(level, lines["2"]["blob"]),
+        ("--at-ratio", "40"): known(level, lines["40"]["blob"]),
         ("--at-ratio", "1", "--min-blob", "12"): known(level, small=12),
         ("--clean", "pixels"): known(post["threshold"]),
-        ("--clean", "pixels", "--at-ratio", "50"): known(lines["50"]["threshold"]),
-        ("--threshold", ".3"): known(0.3),
+        ("--clean", "pixels", "--at-ratio", "40"): known(lines["40"]["threshold"]),
+        ("--threshold", ".3", "--min-blob", "0"): known(0.3, small=1),
     }
     for given, mask in cases.items():
         found = rare_class.apply_post(table, post, options(*given), values=[0, 1])

@@ -568,6 +568,24 @@ def test_mapped_before_and_other_models(home, capsys, calls):
     assert capsys.readouterr().err.count("is a map of other models or settings") == 2 and calls() == 0
 
 
+OTHER = {"scales": (".5", "1"), "overlap": (".25",), "window": ("96",), "window_weights": ("gaussian",),
+         "spread": (), "scene_bands": ("3", "2", "1"), "prior": ("prior.tif",), "prior_mode": ("odds",),
+         "prior_below": (".2",), "threshold": (".7",), "at_ratio": ("500",), "clean": ("pixels",), "min_area": ("5",),
+         "min_blob": ("2",), "simplify": ("0",), "tta": ("hflip",)}  # fmt: skip
+
+
+def test_no_option_that_decides_reuses_a_map_made_without_it(home, capsys, calls):
+    tile = tiny_scenes.draw_scene()[0]
+    prior_raster(home, tile, np.full(tile.shape[1:], 0.5))
+    mapped(home)
+    calls()
+    assert set(OTHER) == {*scene_maps.DECIDING, "tta"}
+    for name, words in OTHER.items():
+        mapped(home, f"--{name.replace('_', '-')}", *words, code=2)
+        assert "is a map of other models or settings" in capsys.readouterr().err, name
+    assert calls() == 0
+
+
 def test_a_damaged_map_in_the_way_is_named(home, capsys):
     path = mapped(home)
     path.write_bytes(b"no tiff")

@@ -19,6 +19,7 @@ from common.post.detection_fit import CLEANS, KINDS, balanced_counts, cut_of
 from common.post.detection_maps import Cut, cut_mask
 from common.post.morphology import finish_mask
 from common.post.prevalence import pixel_scores
+from common.tasks.segmentation_options import parse_label_map
 
 BLENDS = KINDS
 TESTED = Path("runs") / "final-tests.csv"
@@ -160,8 +161,9 @@ def compare(rows: pd.DataFrame, sets: dict) -> pd.DataFrame:
 def baselines(rows: pd.DataFrame, facts: dict, settings: dict, *, files) -> dict[str, float]:
     """What stands beside a score: the class everywhere, logistic regression on pixels, what a demo set allows."""
     known = rows[rows["fold"] != TEST].reset_index(drop=True)
-    bands = settings["bands"]
-    pixels = {"read_tile": lambda path: files.read_tile(path, bands), "read_target": files.read_label}
+    bands, known_values = settings["bands"], parse_label_map(settings["label_map"])
+    pixels = {"read_tile": lambda path: files.read_tile(path, bands),
+              "read_target": lambda label: files.read_label(label, known_values)}  # fmt: skip
     scores = {"constant": everywhere_score(known, **pixels), "logistic": pixel_score(known, **pixels)}
     best = facts.get("best" if set(bands) - set(files.RGB) else "best_rgb")
     return scores | ({} if best is None else {"reachable": best})

@@ -5,6 +5,7 @@ by tasks/scene_maps.py.
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pandas as pd
 from common.datasets import demo_rts, regions
 from common.datasets import rts_files as files
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
+from common.datasets.band_names import described, find_bands
 from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import TEST
 from common.datasets.label_grids import compare_labels, label_files
@@ -86,9 +88,9 @@ def read_rows(data: Path, settings: dict) -> pd.DataFrame:
 
 
 def read_test(data: Path) -> pd.DataFrame:
-    """Tiles of a folder without labels; in one with labels the folds say which rows are test."""
+    """Tiles of a folder without labels; in one with labels or splits.yaml the folds say which rows are test."""
     data = Path(data)
-    if (data / "labels").exists():
+    if (data / regions.SPLITS).is_file() or any(data.glob("label*")):
         return pd.DataFrame({"id": [], "path": []}, dtype=str)
     return list_tiles(data)
 
@@ -101,6 +103,14 @@ def list_tiles(data: Path) -> pd.DataFrame:
 def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
     tiles = list_tiles(data)
     return write_tiles(frame, data, folder, read_test=lambda _: tiles[tiles["id"].isin(frame["id"])])
+
+
+def make_spec(rows: pd.DataFrame, settings: dict, *, family) -> dict:
+    """The family's, of bands by name: a number is the name that it has in the first tile."""
+    path = Path(rows["path"].iloc[0])
+    found = zip(settings["bands"], find_bands(path, settings["bands"]), strict=True)
+    names = [described(file, image=file == path)[0][number - 1] or name for name, (file, number) in found]
+    return family(rows, settings | {"bands": names})
 
 
 def outputs_of(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -124,7 +134,8 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
         data = Path(rows["path"].iloc[0]).parent.parent
         other, _ = files.label_column(data, rows["path"], settings["compare_labels"])
         lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
-        lines.append(compare_labels(rows, rows["label"], other).round(3).to_string(index=False))
+        known = parse_label_map(settings["label_map"])
+        lines.append(compare_labels(rows, rows["label"], other, label_map=known).round(3).to_string(index=False))
     if adversarial:
         values, names, tile = block_statistics(rows["path"], files.read_tile, files.RGB)
         sides, groups = np.asarray(fold)[tile], rows["region"].to_numpy(str)[tile]
@@ -250,3 +261,4 @@ TASK = make_segmentation_task(
     report=report,
     draw={"sheet": sheet, "samples": samples, "curve": draw_pr_curve},
 )
+TASK = replace(TASK, make_spec=partial(make_spec, family=TASK.make_spec))

@@ -80,7 +80,7 @@ def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_m
         **own,
     }
     if own.get("colour"):
-        spec["colour"] = rgb_of(inputs)
+        spec["colour"] = rgb_of(inputs) if {"red", "green", "blue"} <= set(inputs) else None
     if own.get("prior"):
         spec["prior"] = rows[outputs].mean().tolist()
     spec["mean"], spec["std"] = input_statistics(rows, spec, settings, source)

@@ -197,8 +197,11 @@ def read_asked(session, run: Path):
     rows = task.read_test(session.data)
     folds = read_folds(run / "folds.csv")
     known = set(folds["id"][folds["fold"] == TEST])
-    if len(rows) or not known:
+    if len(rows):
         return rows
+    if not known:
+        raise InputError(f"{run / 'folds.csv'}: keeps no test rows, and {session.data} has no others; give --rows oof, "
+                         "or --data with a folder to be predicted")  # fmt: skip
     rows = task.read_rows(session.data, settings)
     return rows[rows["id"].isin(known)].reset_index(drop=True)
 

@@ -140,6 +140,8 @@ def threshold_of(post: dict | None, settings: dict) -> float:
 
 def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values) -> pd.DataFrame:
     """The masks as they are handed in: columns "mask", uint8 (H,W), and "values", the raw value of each class."""
+    if settings["fill_holes"] < 0:
+        raise InputError(f"--fill-holes {settings['fill_holes']}: give a number of pixels, 0 for none")
     cut, masks = cut_of_settings(post, settings), []
     for path in prob_paths("the set", frame):
         logit, valid = read_logit(path), read_beside(path, "valid")

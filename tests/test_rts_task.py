@@ -112,16 +112,18 @@ def test_studies_of_the_folds(slumps_empty, capsys):
     shutil.copytree(data / "labels", data / "older")
     label, _, transform, _ = read_tif(data / "labels/ban00.tif")
     tiny_rts.write_raster(data / "older/ban00.tif", np.where(label == 1, 0, label), transform)
-    words = ("--distance", "150000", "--adversarial", "--duplicates", "--compare-labels", "older", "--out", "o.csv")
+    words = ("--adversarial", "--duplicates", "--compare-labels", "older", "--out", "o.csv")
     call(slumps_empty, "make_folds", *GIVEN, *words)
     out = capsys.readouterr().out
-    assert "tiles nearer than 150,000 m" in out and "; 0 tiles nearer" not in out
+    assert "; 0 tiles nearer than 1,000 m" in out
+    near = pd.read_csv(slumps_empty / "distances.csv")
+    assert near["side"].tolist() == ["fold 0", "test"] and near["distance_m"].between(10_000, 150_000).all()
     assert "train against test" in out and "fold 0 against the others" in out
     assert re.search(r"akl00.*dem00|dem00.*akl00", out.split("near-duplicate")[1])
     table = out.split("which counts as true:")[1]
     assert re.search(r"\n *akl00 +1\.0", table) and re.search(r"\n *ban00 +0\.0", table)
-    call(slumps_empty, "make_folds", *GIVEN, "--out", "o.csv")
-    assert "; 0 tiles nearer than 1,000 m" in capsys.readouterr().out
+    call(slumps_empty, "make_folds", *GIVEN, "--distance", "150000", "--out", "far.csv", code=2)
+    assert "nearer than 150,000 m" in capsys.readouterr().err and not (slumps_empty / "far.csv").exists()
 
 
 # what a run leaves, and what becomes of it

@@ -22,6 +22,7 @@ from common.datasets.label_grids import compare_labels, label_files
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
+from common.files import atomic_write
 from common.metrics.gates import check_gates
 from common.outputs.detection_figures import draw_pr_curve
 from common.outputs.detection_report import write_detection_report
@@ -128,10 +129,17 @@ def make_folds(rows: pd.DataFrame, *, scheme: str, folds: int | None, seed: int)
 
 
 def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
-    """How near the sides of the split are, what two sets of labels differ by, and findings that need all pixels."""
-    _, lines = regions.distance_report(rows, fold, limit_m=settings["distance"])
+    """How near the sides of the split are (distances.csv beside the folds), what two sets of labels differ by, and
+    findings that need all pixels.
+
+    InputError where a tile is too near to another side; a split by hand, or one that leaks and says so, is told only.
+    """
+    data = Path(rows["path"].iloc[0]).parent.parent
+    strict = settings["scheme"] != "random" and not settings["hold"]
+    table, lines = regions.distance_report(rows, fold, limit_m=settings["distance"], strict=strict)
+    path = Path(settings["out"] or data / "folds.csv").with_name("distances.csv")
+    lines.append(f"distances: {atomic_write(path, table.to_csv(index=False))}")
     if settings["compare_labels"]:
-        data = Path(rows["path"].iloc[0]).parent.parent
         other, _ = files.label_column(data, rows["path"], settings["compare_labels"])
         lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
         known = parse_label_map(settings["label_map"])
@@ -178,7 +186,7 @@ def add_arguments(parser, script: str) -> None:
                           help="red, green, blue and bands of EXTRA by name")  # fmt: skip
     if script == "folds":
         data.add_argument("--distance", type=float, default=1000.0, metavar="M",
-                          help="a tile nearer to one of another side of the split is told")  # fmt: skip
+                          help="no tile may be nearer to one of another side of the split (0: any may)")  # fmt: skip
         data.add_argument("--compare-labels", metavar="WHAT", help="other labels, as --labels, that count as true")
     if script == "infer":
         add_scene_options(parser, FLAG)

@@ -41,7 +41,7 @@ demo: install
 # the same with the images exchanged between rows: the score must fall to a constant's
 demo-shuffled: install
 	$(foreach m,$(MEMBERS),$(PY) train.py --task $(TASK) --data demo --run $(RUN)-shuffled-$(m) $(ARGS_$(m)) \
-	  --shuffle-images --force &&) true
+	  --shuffle-images --collapse-epochs 0 --force &&) true
 	$(PY) ensemble.py --runs $(addprefix $(RUN)-shuffled-,$(MEMBERS)) --data demo --no-report --out $(OUT)-shuffled
 
 test: install

@@ -123,7 +123,8 @@ def measure_share(side: int, device: torch.device, amp, batch_size: int, folder:
 
 
 def measure_memory(side: int, folder: Path) -> None:
-    """Prints {"base", "peak"} in GB of this process: before the map, and after its strips were read."""
+    """Prints {"base", "mapped", "peak"} in GB of this process: before the map, with the last strip stored, and when
+    GeoTIFF and polygons are written."""
 
     def read(window):
         draws = np.random.default_rng(window.index)
@@ -133,10 +134,26 @@ def measure_memory(side: int, folder: Path) -> None:
     base = peak()
     result = predict_scene([Nothing()], read, side, side, to_values=to_values, store=folder / "store", key={},
                            device=torch.device("cpu"), spread=True, progress=f"{side}x{side}")  # fmt: skip
-    rows = sum(len(valid) for _y, _values, valid in result.strips())
-    assert rows == side
+    mapped = peak()
+    polygons = write_map(result, side, folder)
     result.close()
-    print(json.dumps({"base": base, "peak": peak()}))
+    print(json.dumps({"base": base, "mapped": mapped, "peak": peak(), "polygons": polygons}))
+
+
+def write_map(result, side: int, folder: Path) -> int:
+    """GeoTIFF and polygons of the highest thousandth of a map; how many polygons."""
+    from rasterio.transform import from_origin
+
+    from common.outputs.scene_files import write_raster
+    from common.post.polygons import trace, write_polygons
+
+    place = {"crs": "EPSG:32608", "transform": from_origin(5e5, 7.7e6, 3, 3)}
+    limit = np.quantile(next(result.strips())[1][0], 0.999)
+    table = trace(((y, values[0] > limit, values[0]) for y, values, _ in result.strips()), **place)
+    write_polygons(folder / "map", table, place["crs"])
+    names = ("probability", "spread")
+    write_raster(folder / "map.tif", result.strips, height=side, width=side, names=names, **place)
+    return len(table)
 
 
 def compare_memory(sides: list[int], limit: float) -> None:
@@ -144,7 +161,8 @@ def compare_memory(sides: list[int], limit: float) -> None:
     for side in sides:
         command = [sys.executable, __file__, "--only", "one-size", "--memory-sizes", str(side)]
         out = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{side}x{side}: peak {out['peak']:.2f} GB, of which {out['base']:.2f} GB before the map began")
+        print(f"{side}x{side}: peak {out['peak']:.2f} GB, of which {out['base']:.2f} GB before the map began; "
+              f"{out['mapped']:.2f} GB until the last strip, then GeoTIFF and {out['polygons']} polygons")  # fmt: skip
         assert out["peak"] < limit
 
 

@@ -331,6 +331,5 @@ def test_options_clean_the_masks_of_a_set(world, frame, post, tmp_path):
     assert not np.array_equal(cases[()], cases["--clean", "pixels"]) and cases[()].any()
     assert not np.array_equal(cases[()], known(level))
     assert rare_class.cut_of_settings(None, options()) == Cut(0.5)
-    assert rare_class.threshold_of(post, options()) == post["threshold"]
     with pytest.raises(InputError, match="--threshold 1.5: give a probability"):
         rare_class.cut_of_settings(post, options("--threshold", "1.5"))

@@ -133,11 +133,6 @@ def blob_of(post: dict | None, settings: dict) -> int:
     return (post or UNCALIBRATED).get("min_blob", 0) if given is None else given
 
 
-def threshold_of(post: dict | None, settings: dict) -> float:
-    """The calibrated probability above which a pixel is of the class, where no blob is dropped for its probability."""
-    return cut_of_settings(post, settings | {"clean": "pixels"}).threshold
-
-
 def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values) -> pd.DataFrame:
     """The masks as they are handed in: columns "mask", uint8 (H,W), and "values", the raw value of each class."""
     if settings["fill_holes"] < 0:

@@ -30,6 +30,8 @@ table = pd.read_csv("out/rts-matrix/compare.csv")
 cell = table.pop("run").str.replace(r"^rts-matrix-|-s\d+$", "", regex=True).rename("cell")
 found = table.groupby(cell).agg(["mean", "std"]).round(4)
 found.columns = [name if what == "mean" else f"{name}_spread" for name, what in found.columns]
-print(found.sort_values("balanced_iou", ascending=False).to_string())
+found = found.sort_values("balanced_iou", ascending=False)
 found.to_csv("out/rts-matrix/cells.csv")
+shown = ("balanced_iou", "ap_500", "object_precision_500", "object_recall_500")
+print(found[[name for name in found if name.removesuffix("_spread") in shown]].to_string())
 END

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,9 @@ def test_the_peak_of_what_is_allocated_and_freed():
         before = memory.used_memory(CPU)
         work()
         held = torch.ones(30 * MB // 4)
-        (torch.ones(90 * MB // 4) + 1).sum()
+        both = [torch.ones(90 * MB // 4), torch.ones(90 * MB // 4)]
+        time.sleep(0.5)  # memory is looked at now and then: on a busy machine a moment is missed
+        del both
     assert 200 * MB <= peak.bytes - before <= 240 * MB and held.sum() > 0
 
 

@@ -20,14 +20,14 @@ def hold(home, *ids, more=()):
     return tiny_data.call("make_folds", "--task", "moon", "--data", "data", "--hold", *ids, *more, cwd=home)
 
 
-def test_the_rows_named_are_fold_0_and_all_others_fold_1(moon, capsys):
+def test_the_rows_named_are_fold_0_and_all_others_are_always_trained_on(moon, capsys):
     assert hold(moon, "t3", "t11", "t4") == 0
     assert "12 tiles in 2 visits" in capsys.readouterr().out
     table = read_folds(moon / "data" / "folds.csv").set_index("id")["fold"]
-    assert set(table.index[table == 0]) == {"t3", "t4", "t11"} and (table == 1).sum() == 9
+    assert set(table.index[table == 0]) == {"t3", "t4", "t11"} and (table == -2).sum() == 9
     assert set(table.index[table == -1]) == {"t12", "t13"}, "test rows stay test rows"
     groups = pd.read_csv(moon / "data" / "folds.csv", dtype=str).query("fold != '-1'").groupby("fold")["group"]
-    assert [set(group) for _, group in groups] == [{"held"}, {"rest"}]
+    assert {fold: set(group) for fold, group in groups} == {"0": {"held"}, "-2": {"rest"}}
     assert hold(moon, "t4", "t3", "t11") == 0, "the same split again is no change"
     assert hold(moon, "t4") == 2 and "holds other folds" in capsys.readouterr().err
     assert hold(moon, "t4", more=("--force",)) == 0

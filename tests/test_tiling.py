@@ -335,6 +335,29 @@ def test_stopped_at_any_file_it_ends_with_the_same_bytes(moment, tmp_path, unint
         check_resumed(store, uninterrupted, model.calls - len(lost))
 
 
+LAYOUTS = {"rows": {"batch_size": 8}, "scales": {"batch_size": 7, "scales": (0.5, 1.0)}, "plain": {"overlap": 0.25}}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stopped_after_any_strip_it_ends_with_the_same_bytes(layout, tmp_path, monkeypatch):
+    """Windows that end above the finished rows then share a batch with some that reach below."""
+    picture, options, write = drawn(1300, 75), LAYOUTS[layout], SideStore.write
+    expected = whole(mapped([Company()], *picture, tmp_path / "whole", **options))
+    for stop in range(0, 1300, STRIP):
+
+        def written(self, name, stop=stop, **arrays):
+            write(self, name, **arrays)
+            if name == tiling.strip_name(stop):
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SideStore, "write", written)
+            with pytest.raises(Killed):
+                mapped([Company()], *picture, tmp_path / str(stop), **options)
+        values, valid = whole(mapped([Company()], *picture, tmp_path / str(stop), **options))
+        assert values.tobytes() == expected[0].tobytes() and valid.tobytes() == expected[1].tobytes()
+
+
 SLOW_JOB = """
 import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import time, test_tiling as t

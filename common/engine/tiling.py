@@ -88,7 +88,10 @@ class StripBlend:
         self.valid = np.zeros((rows, width), bool)
 
     def add(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
-        """values float32 (channels, s, s) and valid bool (s, s) as the model saw the window."""
+        """values float32 (channels, s, s) and valid bool (s, s) as the model saw the window; nothing of it where it
+        lies wholly in rows that have left, as after a restart the company of a window that does not."""
+        if window.y + window.side <= self.begin:
+            return
         if valid.shape[0] != window.side:
             size = (window.side, window.side)
             values = np.stack([cv2.resize(value, size, interpolation=cv2.INTER_LINEAR) for value in values])

@@ -64,9 +64,9 @@ def parser_of(task):
     optimiser.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (0 = off)")
     optimiser.add_argument("--ema-decay", type=float, default=0.99, help="moving average of the weights (0 = off)")
     optimiser.add_argument("--patience", type=int, default=0, help="epochs without a better score (0 = never stop)")
-    optimiser.add_argument(
-        "--collapse-epochs", type=int, default=3, help="of predicting nothing that end a run (0 = off)"
-    )
+    optimiser.add_argument("--collapse-epochs", type=int, default=3,
+                           help="of predicting nothing that end a run (0 = off); those of the warm-up count once "
+                           "something was found")  # fmt: skip
     optimiser.add_argument("--use", choices=("ema", "last", "best"), default="ema", help="weights of the predictions")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
@@ -161,7 +161,8 @@ def train_fold(session, rows, fold, folds_path, machine):
         settings["batch_size"] = known or AUTO
         devices.barrier()  # every process has looked before the first one writes
     if machine.main:
-        runs.claim_fold(folder, settings, ignore=FREE, resume=settings["resume"], force=settings["force"])
+        free = FREE | {"collapse_epochs"}  # a run that was stopped may go on with another number
+        runs.claim_fold(folder, settings, ignore=free, resume=settings["resume"], force=settings["force"])
     devices.barrier()
     if runs.is_finished(folder):
         print(f"{folder}: finished before; --force trains it again")

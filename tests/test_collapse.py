@@ -13,9 +13,9 @@ from common.engine.schedule import Stage
 from common.errors import InputError
 
 
-def run(folder, found: list[tuple], *, epochs: int, **options):
+def run(folder, found: list[tuple], *, epochs: int, warmup=0.0, resume=False, **options):
     """A trainer that has run: in each epoch (share predicted in training, whether validation saw nothing)."""
-    trainer = make_trainer(folder, stages=[Stage(epochs, {})], **options)
+    trainer = make_trainer(folder, stages=[Stage(epochs, {}, warmup)], **options)
     loss, shares = trainer.loss_fn, [share for share, _ in found]
 
     def with_share(outputs, batch):
@@ -27,6 +27,8 @@ def run(folder, found: list[tuple], *, epochs: int, **options):
         return {"score": 0.1} | ({} if nothing is None else {"predicts_nothing": nothing})
 
     trainer.loss_fn, trainer.validate = with_share, validate
+    if resume:
+        trainer.resume()
     trainer.run()
     return trainer
 
@@ -83,16 +85,29 @@ def test_a_share_of_one_batch_is_enough(tmp_path):
     assert len(trainer.run()) == 3 and next(calls) == 12
 
 
-def test_a_collapsed_run_that_is_resumed_counts_on(tmp_path):
+def test_a_collapsed_run_that_is_resumed_stops_at_once(tmp_path):
+    """It trains no further epoch, until it is told to go on."""
     with pytest.raises(InputError, match="to epoch 3"):
         run(tmp_path, [NOTHING] * 9, epochs=9, collapse_epochs=3)
-    trainer = make_trainer(tmp_path, stages=[Stage(9, {})], collapse_epochs=3)
-    trainer.resume()
-    trainer.validate = lambda model, epoch: {"score": 0.1, "predicts_nothing": True}
-    loss = trainer.loss_fn
-    trainer.loss_fn = lambda outputs, batch: loss(outputs, batch) | {"predicted": torch.tensor(0.0)}
-    with pytest.raises(InputError, match="for 3 epochs, to epoch 4"):
-        trainer.run()
+    kept = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="for 3 epochs, to epoch 3"):
+        run(tmp_path, [NOTHING] * 9, epochs=9, resume=True, collapse_epochs=3)
+    assert (tmp_path / "last.pt").read_bytes() == kept
+    with pytest.raises(InputError, match="for 5 epochs, to epoch 5"):
+        run(tmp_path, [NOTHING] * 9, epochs=9, resume=True, collapse_epochs=5)
+    assert len(run(tmp_path, [NOTHING] * 9, epochs=9, resume=True, collapse_epochs=0).history) == 9
+
+
+@pytest.mark.parametrize(("warmup", "found", "ends"), [(0, (), 3), (1, (), 4), (1.5, (), 5), (4, (), 7), (4, (1,), 4),
+                                                       (4, (1, 4), 7), (4, (6,), 9), (9, (), None)])  # fmt: skip
+def test_epochs_of_the_warm_up_count_once_something_was_found(tmp_path, warmup, found, ends):
+    """found: the epochs, from 1, whose training found something."""
+    course = [TRAINED if epoch in found else NOTHING for epoch in range(1, 10)]
+    if ends is None:
+        assert len(run(tmp_path, course, epochs=9, warmup=warmup, collapse_epochs=3).history) == 9
+        return
+    with pytest.raises(InputError, match=f"for 3 epochs, to epoch {ends},"):
+        run(tmp_path, course, epochs=9, warmup=warmup, collapse_epochs=3)
 
 
 def test_a_class_that_the_model_never_gives_ends_train(slumps_empty, capsys, monkeypatch):
@@ -106,10 +121,12 @@ def test_a_class_that_the_model_never_gives_ends_train(slumps_empty, capsys, mon
     words = ("train", "--data", "data", *tiny_rts.SMALL, "--fold", "0", "--epochs", "6", "--lr", "1e-6", "--run", "c")
     tiny_rts.call(slumps_empty, *words, "--collapse-epochs", "2", code=2)
     said = capsys.readouterr().err
-    assert "collapsed: for 2 epochs, to epoch 2, no pixel was predicted" in said and "--collapse-epochs 0" in said
+    assert "collapsed: for 2 epochs, to epoch 3, no pixel was predicted" in said and "--collapse-epochs 0" in said
     fold = slumps_empty / "runs" / "c" / "fold0"
     lines = [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
-    assert [line["train_predicted"] for line in lines] == [0, 0] and all(line["predicts_nothing"] for line in lines)
+    assert [line["train_predicted"] for line in lines] == [0, 0, 0] and all(line["predicts_nothing"] for line in lines)
     assert (fold / "last.pt").is_file() and not (fold / "finished.json").exists()
-    tiny_rts.call(slumps_empty, *words, "--collapse-epochs", "0", "--force")
+    tiny_rts.call(slumps_empty, *words, "--collapse-epochs", "2", "--resume", code=2)
+    assert "to epoch 3" in capsys.readouterr().err, "no further epoch"
+    tiny_rts.call(slumps_empty, *words, "--collapse-epochs", "0", "--resume")
     assert (fold / "finished.json").is_file()

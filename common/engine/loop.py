@@ -6,6 +6,7 @@ Killed anywhere and resumed, it ends with the same bytes of weights: order, augm
 
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class Trainer:
 
     def run(self) -> list[dict]:
         """Train from next_epoch to the end or to early stopping; returns the history, a dict an epoch."""
+        self.check_collapse()  # of a run that is resumed
         while self.next_epoch < self.epochs and not self.stopped_early():
             epoch = self.next_epoch
             self.enter_stage(epoch)
@@ -85,10 +87,14 @@ class Trainer:
 
     def check_collapse(self) -> None:
         """InputError where nothing that is looked for was predicted in `collapse_epochs` epochs, neither of what the
-        model was trained on nor, by its average, of what it was validated on: an average alone begins late."""
-        last = self.history[-self.collapse_epochs :] if self.collapse_epochs else []
-        nothing = [line.get("predicts_nothing", True) and line.get("train_predicted") == 0 for line in last]
-        if last and len(last) == self.collapse_epochs and all(nothing):
+        model was trained on nor, by its average, of what it was validated on: an average alone begins late.
+
+        While the rate warms up, a model that never found anything has not begun: these epochs do not count.
+        """
+        nothing = [line.get("predicts_nothing", True) and line.get("train_predicted") == 0 for line in self.history]
+        found = nothing.index(False) if False in nothing else len(nothing)
+        last = nothing[min(found, math.ceil(self.stages[0].warmup)) :][-self.collapse_epochs :]
+        if self.collapse_epochs and len(last) == self.collapse_epochs and all(last):
             raise InputError(
                 f"collapsed: for {len(last)} epochs, to epoch {self.next_epoch}, no pixel was predicted that is looked "
                 "for; take a loss that weighs misses more, a smaller --lr, or --collapse-epochs 0 to go on regardless"

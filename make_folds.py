@@ -41,19 +41,21 @@ def main(argv=None):
     session = begin(parser_of(task), task, argv)
     args = session.args
     rows, test = task.read_rows(session.data, session.settings), task.read_test(session.data)
+    test = test[~test["path"].isin(rows["path"])].reset_index(drop=True)  # --labels may have made it a training row
     if args.hold:
         fold, group = hold_out(rows, args.hold)
     else:
-        fold, group = task.make_folds(rows, scheme=args.scheme, folds=args.folds, seed=args.seed)
+        more = task.fold_options(session.settings)
+        fold, group = task.make_folds(rows, scheme=args.scheme, folds=args.folds, seed=args.seed, **more)
     print(task.describe_folds(rows, fold, group))
     if args.scheme == "stratified":
         print("stratified: rows of one group are on both sides; its scores flatter, use them for comparison only")
-    findings = task.check_data(rows)
+    path = args.out or session.data / "folds.csv"
+    findings = task.check_data(rows) + task.check_folds(rows, fold, path, session.settings)
     findings += task.study_data(
         rows, test, fold, session.settings, adversarial=args.adversarial, duplicates=args.duplicates
     )
     print("\n".join(findings))
-    path = args.out or session.data / "folds.csv"
     table = with_test(rows, test, fold, group)
     if path.is_file() and not args.force and not same_folds(path, table):
         raise InputError(

@@ -116,7 +116,10 @@ def find_folds(session, rows, machine):
         print(f"folds: {source}")
     else:
         task = session.task
-        fold, group = task.make_folds(rows, scheme=task.schemes[0], folds=None, seed=42)
+        settings = session.settings | {"scheme": task.schemes[0]}
+        fold, group = task.make_folds(rows, scheme=task.schemes[0], folds=None, seed=42, **task.fold_options(settings))
+        for line in task.check_folds(rows, fold, own, settings):
+            print(line)
         if machine.main:
             write_folds(own, rows, fold, group, task.target_columns(rows))
         print(f"folds: none found, made by the default scheme {task.schemes[0]} ({own})")

@@ -186,8 +186,8 @@ def test_distances_by_every_pair():
         below = [pair for pair, metres in apart.items() if metres < limit]
         assert line.below == len(below) > 0 and line.tiles_below == len({i for i, _ in below})
     nearest = found["distance_m"].min()
-    error(lambda: rg.distance_report(rows, fold, limit_m=limit, strict=True), f"{nearest:,.0f} m", "4,000 m")
-    assert len(rg.distance_report(rows, fold, limit_m=nearest - 1, strict=True)[0]) == 3
+    error(lambda: rg.check_distances(found, limit, "d.csv"), f"{nearest:,.0f} m", "4,000 m", "d.csv", "--distance")
+    rg.check_distances(rg.distance_report(rows, fold, limit_m=nearest - 1)[0], nearest - 1, "d.csv")
 
 
 def test_the_balance_as_text(four):

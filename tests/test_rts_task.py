@@ -115,7 +115,7 @@ def test_studies_of_the_folds(slumps_empty, capsys):
     words = ("--adversarial", "--duplicates", "--compare-labels", "older", "--out", "o.csv")
     call(slumps_empty, "make_folds", *GIVEN, *words)
     out = capsys.readouterr().out
-    assert "; 0 tiles nearer than 1,000 m" in out
+    assert "; 0 tiles nearer than 2,500 m" in out
     near = pd.read_csv(slumps_empty / "distances.csv")
     assert near["side"].tolist() == ["fold 0", "test"] and near["distance_m"].between(10_000, 150_000).all()
     assert "train against test" in out and "fold 0 against the others" in out
@@ -124,6 +124,50 @@ def test_studies_of_the_folds(slumps_empty, capsys):
     assert re.search(r"\n *akl00 +1\.0", table) and re.search(r"\n *ban00 +0\.0", table)
     call(slumps_empty, "make_folds", *GIVEN, "--distance", "150000", "--out", "far.csv", code=2)
     assert "nearer than 150,000 m" in capsys.readouterr().err and not (slumps_empty / "far.csv").exists()
+    assert pd.read_csv(slumps_empty / "distances.csv")["below"].gt(0).all(), "kept although refused"
+
+
+def move_regions(home: Path, *, apart: float, splits: dict | None = None) -> pd.Series:
+    """Regions come to lie 50 km apart, Banks and Eureka `apart` metres from Aklavik and Firth; {id: region}."""
+    meta = pd.read_csv(home / "data/metadata.csv")
+    number = meta["RegionName"].map({name: k for k, name in enumerate(tiny_rts.REGIONS)})
+    near = {"Banks": (0, apart), "Eureka": (5, apart)}
+    place = [near.get(name, (k, 0.0)) for name, k in zip(meta["RegionName"], number, strict=True)]
+    meta["centroid_lat"] = [67 - (k * 50_000 + metres) / 111_500 for k, metres in place]
+    meta.to_csv(home / "data/metadata.csv", index=False)
+    (home / "data/splits.yaml").unlink()
+    (home / "data/folds.csv").unlink()
+    if splits:
+        (home / "data/splits.yaml").write_text(yaml.safe_dump(splits))
+    return meta.set_index("Tile_id")["RegionName"]
+
+
+def test_a_searched_split_keeps_the_distance_asked_for(slumps_empty):
+    """--distance is what the search itself keeps; without it the default, which is more than a tile's diagonal."""
+    region = move_regions(slumps_empty, apart=6000)
+    for scheme in (("split",), ("regions", "--folds", "3"), ("region",)):
+        words = ("--scheme", *scheme, "--distance", "8000", "--out", "kept.csv", "--force")
+        for seed in ("1", "2", "3"):
+            call(slumps_empty, "make_folds", *GIVEN, *words, "--seed", seed)
+            side = folds_of(slumps_empty, "kept.csv").set_index("id")["fold"].groupby(region).first()
+            assert side["Aklavik"] == side["Banks"] and side["Eureka"] == side["Firth"]
+    call(slumps_empty, "make_folds", *GIVEN, "--scheme", "region", "--out", "free.csv")
+    assert folds_of(slumps_empty, "free.csv")["fold"].nunique() == 6
+    call(slumps_empty, "make_folds", *GIVEN, "--distance", "-1", "--out", "free.csv", code=2)
+
+
+def test_folds_made_by_train_keep_the_distance(slumps_empty, capsys):
+    """Tiles of 512 pixels of 3 m whose centres are 1536 m apart touch: train.py refuses such a split, as said."""
+    sides = {"train": ["Aklavik", "Colville"], "val": ["Banks", "Dempster"], "test": ["Eureka", "Firth"]}
+    move_regions(slumps_empty, apart=1536, splits=sides)
+    words = ("train", *tiny_rts.QUICK, "--data", "data", "--epochs", "1", "--run", "made")
+    call(slumps_empty, *words, code=2)
+    said = capsys.readouterr().err
+    assert "fold 0" in said and "nearer than 2,500 m" in said and "make_folds.py --distance" in said
+    assert pd.read_csv(slumps_empty / "runs/made/distances.csv")["below"].tolist() == [16, 0]
+    (slumps_empty / "data/splits.yaml").unlink()
+    call(slumps_empty, *words)
+    assert pd.read_csv(slumps_empty / "runs/made/distances.csv")["distance_m"].min() > 40_000
 
 
 # what a run leaves, and what becomes of it

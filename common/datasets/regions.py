@@ -232,12 +232,11 @@ def sides_of(fold: np.ndarray) -> list[tuple[str, np.ndarray, str, np.ndarray]]:
     return pairs
 
 
-def distance_report(rows, fold, *, limit_m: float, strict: bool = False) -> tuple[pd.DataFrame, list[str]]:
+def distance_report(rows, fold, *, limit_m: float) -> tuple[pd.DataFrame, list[str]]:
     """(table, lines): a line per pair of sides with the nearest tiles, how far apart their centres are, how many below.
 
     rows: id, region, lat, lon (degrees, WGS 84). Columns: side, against, tile, other, region, other_region, distance_m
     (on the ellipsoid), below (pairs of tiles nearer than limit_m), tiles_below (tiles of `side` that are).
-    strict: InputError where a tile of a side is nearer than limit_m to the other.
     """
     ids, region = rows["id"].to_numpy(str), rows["region"].to_numpy(str)
     lat, lon = rows["lat"].to_numpy(float), rows["lon"].to_numpy(float)
@@ -258,14 +257,18 @@ def distance_report(rows, fold, *, limit_m: float, strict: bool = False) -> tupl
         f" ({t.other_region}); {t.tiles_below} tiles nearer than {limit_m:,.0f} m"
         for t in table.itertuples()
     ]
-    if strict and (table["below"] > 0).any():
+    return table, lines
+
+
+def check_distances(table: pd.DataFrame, limit_m: float, path: Path) -> None:
+    """InputError where a tile of a side of `distance_report` is nearer than limit_m to the other; path: that table."""
+    if (table["below"] > 0).any():
         worst = table.loc[table["distance_m"].idxmin()]
         raise InputError(
             f"tile {worst['tile']} of {worst['side']} is {worst['distance_m']:,.0f} m from {worst['other']} of"
-            f" {worst['against']}, nearer than {limit_m:,.0f} m; put {worst['region']} and {worst['other_region']} on"
-            " one side or allow less"
+            f" {worst['against']}, nearer than {limit_m:,.0f} m ({path}); put {worst['region']} and"
+            f" {worst['other_region']} on one side, or allow less by make_folds.py --distance"
         )
-    return table, lines
 
 
 def describe_folds(rows, fold, group) -> str:

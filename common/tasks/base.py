@@ -53,7 +53,9 @@ class Task:
     read_rows: Callable[[Path, dict], pd.DataFrame]  # (data, settings): the training rows
     read_test: Callable[[Path], pd.DataFrame]  # the rows to be predicted: id and path, nothing else is promised
     read_truth: Callable[[Path], pd.DataFrame]  # (table or folder): rows with targets, without their images
-    make_folds: Callable[..., tuple[np.ndarray, np.ndarray]]  # (rows, scheme=, folds=, seed=) -> (fold, group)
+    make_folds: Callable[..., tuple[np.ndarray, np.ndarray]]  # (rows, scheme=, folds=, seed=, …) -> (fold, group)
+    fold_options: Callable[[dict], dict] = lambda settings: {}  # what else make_folds takes
+    check_folds: Callable[..., list[str]] = lambda rows, fold, folds_csv, settings: []  # lines; or they are refused
     describe_folds: Callable[..., str]  # (rows, fold, group): the balance, to be printed
     check_data: Callable[..., list[str]] = lambda rows: []  # findings, a line each
     study_data: Callable[..., list[str]]  # (rows, test, fold, settings, adversarial=, duplicates=): slower findings

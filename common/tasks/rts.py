@@ -22,6 +22,7 @@ from common.datasets.label_grids import compare_labels, label_files
 from common.datasets.locate import KAGGLE_INPUT
 from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
+from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.gates import check_gates
 from common.outputs.detection_figures import draw_pr_curve
@@ -37,6 +38,7 @@ from common.tasks.segmentation_post import read_truth_folder
 
 FLAG = argparse.BooleanOptionalAction
 VALUES = {2: (0, 1)}
+DISTANCE = 2500.0  # metres; more than the diagonal of a tile of 512 pixels of 3 m, so that none of two sides touch
 # The baseline of the field: recipes/rts-baseline.yaml says what it needs.
 DEFAULTS = {
     "arch": "unetplusplus",
@@ -122,23 +124,35 @@ def label_maps(rows: pd.DataFrame, settings: dict) -> dict[int, int]:
     return parse_label_map(settings["label_map"]) or files.LABEL_MAP
 
 
-def make_folds(rows: pd.DataFrame, *, scheme: str, folds: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_folds(rows: pd.DataFrame, **options) -> tuple[np.ndarray, np.ndarray]:
     """(fold, group) by whole regions; splits.yaml of the data folder is what the scheme split follows."""
     data = Path(rows["path"].iloc[0]).parent.parent
-    return regions.make_folds(rows, scheme=scheme, folds=folds, seed=seed, splits=regions.read_splits(data))
+    return regions.make_folds(rows, **options, splits=regions.read_splits(data))
 
 
-def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
-    """How near the sides of the split are (distances.csv beside the folds), what two sets of labels differ by, and
-    findings that need all pixels.
+def limit_of(settings: dict) -> float:
+    """Metres between centres that sides of a split keep; where folds are made without being asked for, DISTANCE."""
+    limit = settings.get("distance", DISTANCE)
+    if not 0 <= limit < np.inf:
+        raise InputError(f"--distance {limit:g}: give a number of metres, 0 for none")
+    return limit
+
+
+def check_folds(rows: pd.DataFrame, fold: np.ndarray, path: Path, settings: dict) -> list[str]:
+    """How near the sides of the split are, all of it in distances.csv beside the folds (path).
 
     InputError where a tile is too near to another side; a split by hand, or one that leaks and says so, is told only.
     """
-    data = Path(rows["path"].iloc[0]).parent.parent
-    strict = settings["scheme"] != "random" and not settings["hold"]
-    table, lines = regions.distance_report(rows, fold, limit_m=settings["distance"], strict=strict)
-    path = Path(settings["out"] or data / "folds.csv").with_name("distances.csv")
-    lines.append(f"distances: {atomic_write(path, table.to_csv(index=False))}")
+    table, lines = regions.distance_report(rows, fold, limit_m=limit_of(settings))
+    path = atomic_write(path.with_name("distances.csv"), table.to_csv(index=False))
+    if settings["scheme"] != "random" and not settings.get("hold"):
+        regions.check_distances(table, limit_of(settings), path)
+    return [*lines, f"distances: {path}"]
+
+
+def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
+    """What two sets of labels differ by, and findings that need all pixels."""
+    data, lines = Path(rows["path"].iloc[0]).parent.parent, []
     if settings["compare_labels"]:
         other, _ = files.label_column(data, rows["path"], settings["compare_labels"])
         lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
@@ -185,8 +199,8 @@ def add_arguments(parser, script: str) -> None:
         data.add_argument("--bands", nargs="+", default=list(files.RGB), metavar="BAND",
                           help="red, green, blue and bands of EXTRA by name")  # fmt: skip
     if script == "folds":
-        data.add_argument("--distance", type=float, default=1000.0, metavar="M",
-                          help="no tile may be nearer to one of another side of the split (0: any may)")  # fmt: skip
+        data.add_argument("--distance", type=float, default=DISTANCE, metavar="M", help="between the centres of tiles "
+                          "of two sides of the split, at least (default %(default)g; 0: any)")  # fmt: skip
         data.add_argument("--compare-labels", metavar="WHAT", help="other labels, as --labels, that count as true")
     if script == "infer":
         add_scene_options(parser, FLAG)
@@ -248,6 +262,8 @@ TASK = make_segmentation_task(
     read_rows=read_rows,
     read_truth=read_truth_folder(read_rows),
     make_folds=make_folds,
+    fold_options=lambda settings: {"limit_m": limit_of(settings)},
+    check_folds=check_folds,
     describe_folds=regions.describe_folds,
     check_data=files.check_rows,
     study_data=study_data,

@@ -196,13 +196,20 @@ def read_asked(session, run: Path):
         return task.read_rows(session.data, settings)
     rows = task.read_test(session.data)
     folds = read_folds(run / "folds.csv")
-    known = set(folds["id"][folds["fold"] == TEST])
-    if len(rows):
+    known, held = (set(folds["id"][(folds["fold"] == TEST) == tested]) for tested in (True, False))
+    own = task.one_folder and held <= set(rows["id"])  # the run's own tiles, with labels that --labels told of
+    rows = rows[~rows["id"].isin(held)].reset_index(drop=True) if own else rows
+    if len(rows) and not (own and known):
         return rows
     if not known:
         raise InputError(f"{run / 'folds.csv'}: keeps no test rows, and {session.data} has no others; give --rows oof, "
                          "or --data with a folder to be predicted")  # fmt: skip
     rows = task.read_rows(session.data, settings)
+    lacking = sorted(known - set(rows["id"]))
+    if lacking:
+        raise InputError(f"{session.data}: lacks {lacking[0]} ({len(lacking)} of the {len(known)} test rows of "
+                         f"{run / 'folds.csv'}); give --data with the run's own data, or with a folder of images without "
+                         "labels, which is predicted as a whole")  # fmt: skip
     return rows[rows["id"].isin(known)].reset_index(drop=True)
 
 

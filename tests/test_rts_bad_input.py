@@ -209,6 +209,17 @@ def test_final_test_of_other_predictions(slumps_copy, capsys):
     assert not (slumps_copy / "runs/final-tests.csv").exists()
 
 
+def test_other_data_than_the_test_rows(slumps_copy, tmp_path, capsys):
+    """A folder with labels that holds some of the test rows, or none: the folds' rows are all there or refused."""
+    for name, regions, lacking in (("none", ("Gjoa",), "4 of the 4"), ("some", tiny_rts.REGIONS, "1 of the 4")):
+        other = tiny_rts.make_rts(tmp_path / name, regions=regions, splits=None)
+        if name == "some":
+            edit_table(lambda table: table[table["Tile_id"] != "fir02"])(other)
+        words = ("infer", "--runs", "one", "--workers", "0", "--data", str(other), "--out", "wrong")
+        fails(capsys, slumps_copy, *words, data=False, names=(str(other), "fir0", lacking, "--data", "without labels"))
+    assert not (slumps_copy / "wrong").exists()
+
+
 def test_folds_without_test_rows(slumps_copy, capsys):
     """Nothing is left to be predicted or tested."""
     table = pd.read_csv(slumps_copy / "runs/one/folds.csv")

@@ -425,8 +425,18 @@ def test_a_band_of_the_image_as_label(slumps_empty, capsys):
     assert load_checkpoint(run / "fold0/last.pt")["spec"]["bands"] == ["red", "green", "blue"]
     call(slumps_empty, "ensemble", "--runs", "four", "--no-report")
     assert "HONEST" in capsys.readouterr().out
-    call(slumps_empty, "infer", "--runs", "four", "--workers", "0", "--out", "preds")
+    infer = ("infer", "--runs", "four", "--workers", "0", "--out")
+    call(slumps_empty, *infer, "preds")
     assert len(masks_of(slumps_empty, "preds")) == 4
+    (data / "splits.yaml").unlink()  # now nothing but the run says which of the tiles were trained on
+    call(slumps_empty, *infer, "again")
+    assert set(masks_of(slumps_empty, "again")) == {f"fir0{k}" for k in range(4)}
+    words = ("--labels", "band4", "--scheme", "region", "--out", "searched.csv")
+    call(slumps_empty, "make_folds", *GIVEN, *words)
+    assert "not listed" not in capsys.readouterr().out and len(folds_of(slumps_empty, "searched.csv")) == 24
+    train(slumps_empty, "--labels", "band4", "--folds", "searched.csv", "--fold", "0", "--epochs", "1", run="untested")
+    call(slumps_empty, "infer", "--runs", "untested", "--fold", "0", "--workers", "0", "--out", "none", code=2)
+    assert "keeps no test rows" in capsys.readouterr().err
 
 
 def test_bands_by_number(slumps_empty):

@@ -59,6 +59,7 @@ class Task:
     describe_folds: Callable[..., str]  # (rows, fold, group): the balance, to be printed
     check_data: Callable[..., list[str]] = lambda rows: []  # findings, a line each
     study_data: Callable[..., list[str]]  # (rows, test, fold, settings, adversarial=, duplicates=): slower findings
+    one_folder: bool = False  # training and test rows are files of one folder, and an id means one of them
     dropped_ids: Callable[[dict], list[str]] = lambda settings: []  # ids that read_rows leaves out on purpose
     target_columns: Callable[[pd.DataFrame], tuple]  # the columns of the rows that folds.csv keeps beside the fold
 

@@ -249,6 +249,7 @@ TASK = make_segmentation_task(
     outputs_of=outputs_of,
     label_maps=label_maps,
     read_test=read_test,
+    one_folder=True,
     add_arguments=add_arguments,
     add_post=rare.add_post,
     spec={"maps": "logit", "colour": True, "prior": True},

@@ -10,6 +10,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from common.datasets.rts_files import read_tile
 from common.datasets.scenes import clean, open_scene, resample
 from common.errors import InputError
 
@@ -76,13 +77,48 @@ def test_bands_without_names_go_by_order_only_if_there_are_as_many(tmp_path, cap
         np.testing.assert_array_equal(scene.read(0, 0, 70, 70), tile)
     told = capsys.readouterr().out
     assert "a.tif" in told and "red, green, blue, ndvi" in told
-    with pytest.raises(InputError, match=r"a\.tif: no band red, green.*there are: 1 \(no name\), 2 .*numbers"):
-        open_scene(path, ("red", "green"))
+    with open_scene(path, ("green", "band4")) as scene:  # as in tiles: the first three, and a band by its number
+        np.testing.assert_array_equal(scene.read(0, 0, 70, 70), tile[[1, 3]])
+    assert "the first three are taken for red, green, blue" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"a\.tif: no band dem; there are: 1 red, .* 4 \(no name\).*--scene-bands"):
+        open_scene(path, ("red", "dem"))
+
+
+MISSING = {"rgb": (0, 0, 0, 7), "rgb nan": (np.nan, np.nan, np.nan, 7), "rgb nodata": (-9999, -9999, -9999, 7),
+           "dem huge": (5, 6, 7, -3.4e38), "dem nan": (5, 6, 7, np.nan), "dem nodata": (5, 6, 7, -9999),
+           "dem zero": (5, 6, 7, 0), "one colour": (5, 0, 0, 7), "one nan": (np.nan, 6, 7, 8)}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("red", "green", "blue", "Relative elevation"),
+                                   ("Relative elevation", "blue", "green", "red"), None])  # fmt: skip
+def test_a_scene_is_read_as_the_tiles_that_the_model_learnt_from(names, tmp_path):
+    """The same file in both ways, band for band; where only elevation is asked for, no data is that of the colours."""
+    tile = drawn(4, 64, 64, np.float32)
+    for row, values in enumerate(MISSING.values()):
+        tile[:, row, 10:20] = np.array(values if names is None or names[0] == "red" else values[::-1])[:, None]
+    path = write(tmp_path / "a.tif", tile, names=names, nodata=-9999, photometric="MINISBLACK")
+    dem = "relative_elevation" if names else "band4"
+    for bands in (("red", "green", "blue", dem), (dem, "red"), (dem,)):
+        with open_scene(path, bands) as scene:
+            seen = scene.read(0, 0, 64, 64)
+        np.testing.assert_array_equal(seen, read_tile(path, bands), str(bands))
+        elevation, left = seen[bands.index(dem)], dict(zip(MISSING, seen[bands.index(dem), :, 10], strict=False))
+        assert left == {name: 7.0 if name == "one colour" else 8.0 if name == "one nan" else 0.0 for name in MISSING}
+        np.testing.assert_array_equal(elevation[10:], tile[0 if names and names[0] != "red" else 3, 10:])
+
+
+def test_bands_by_number_tell_no_data_by_what_they_were_taken_for(tmp_path):
+    tile = drawn(4, 64, 64)
+    tile[1:, :8], tile[0, :8] = 0, 9
+    path = write(tmp_path / "a.tif", tile, names=("a", "b", "c", "d"))
+    with open_scene(path, ("red", "green", "blue", "dem"), numbers=(4, 3, 2, 1)) as scene:
+        np.testing.assert_array_equal(scene.read(0, 0, 64, 64), tile[::-1] * (tile[1:].any(0)))
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
     path = write(tmp_path / "a.tif", drawn(3, 70, 70), names=("red", "green", "blue"))
-    for numbers, said in (((1, 2), "2 band numbers for 3"), ((1, 2, 4), "no band 4; it has the bands 1 to 3"),
+    for numbers, said in (((1, 2), "2 band numbers for 3.*--scene-bands"),
+                          ((1, 2, 4), "no band 4; it has the bands 1 to 3: --scene-bands"),
                           ((0, 1, 2), "no band 0")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             open_scene(path, ("red", "green", "blue"), numbers=numbers)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import rasterio
+
 from common.datasets.label_grids import open_raster
 from common.errors import InputError
 
@@ -13,17 +15,31 @@ NUMBERED = re.compile(r"band[ _:]?(\d+)$", re.IGNORECASE)
 MASKS = {"", "mask", "alpha", "label", "labels"}  # a band tagged as alpha is no input unless its name says otherwise
 
 
-def described(path: Path, *, image: bool) -> tuple[list[str], list[bool]]:
-    """(names, whether tagged as alpha) of a file's bands: their descriptions in lower case, "" where there is none.
+def names_in(file: rasterio.DatasetReader, *, image: bool) -> list[str]:
+    """Names of an open file's bands: their descriptions in lower case, "" where there is none.
 
-    image: the first three bands of a file without any description are red, green and blue.
+    image: the bands of a file without any description are named by their colours where red, green and blue are among
+    them; else the first three are these.
     """
-    with open_raster(path) as file:
-        names = [(text or "").strip().lower().replace(" ", "_") for text in file.descriptions]
-        alpha = [color.name == "alpha" for color in file.colorinterp]
+    names = [(text or "").strip().lower().replace(" ", "_") for text in file.descriptions]
     if image and not any(names):
-        names[:3] = RGB[: len(names)]
-    return names, alpha
+        names = [color.name if color.name in RGB else "" for color in file.colorinterp]
+        if not set(RGB) <= set(names):
+            names = [*RGB, *[""] * len(names)][: len(names)]
+    return names
+
+
+def described(path: Path, *, image: bool) -> tuple[list[str], list[bool]]:
+    """(names, whether tagged as alpha) of a file's bands, see `names_in`."""
+    with open_raster(path) as file:
+        return names_in(file, image=image), [color.name == "alpha" for color in file.colorinterp]
+
+
+def colour_numbers(names: list[str]) -> list[int]:
+    """Numbers (from 1) of red, green and blue, which tell no data; of the first three bands where they lack."""
+    if set(RGB) <= set(names):
+        return [names.index(name) + 1 for name in RGB]
+    return list(range(1, min(len(names), 3) + 1))
 
 
 def input_bands(path: Path, *, image: bool) -> list[str]:

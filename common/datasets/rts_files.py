@@ -5,7 +5,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.datasets.band_names import NUMBERED, RGB, SUFFIXES, band_number, bands_of, described, extra_of, find_bands
+from common.datasets.band_names import (
+    NUMBERED,
+    RGB,
+    SUFFIXES,
+    band_number,
+    bands_of,
+    colour_numbers,
+    described,
+    extra_of,
+    find_bands,
+    names_in,
+)
 from common.datasets.label_grids import (
     IGNORED,
     LABEL_MAP,
@@ -18,6 +29,7 @@ from common.datasets.label_grids import (
     read_label,
 )
 from common.datasets.places import place_of, region_names
+from common.datasets.scenes import HUGE, clean
 from common.errors import InputError
 
 CLASSES = ("background", "slump")
@@ -25,7 +37,6 @@ IMAGES = ("PLANET-RGB", "tiles", "images")  # the folder of the images: the firs
 METADATA = "metadata.csv"
 COLUMNS = {"Tile_id": "id", "RegionName": "region", "TrainClass": "train_class", "centroid_lat": "lat",
            "centroid_lon": "lon", "UIDs": "uids"}  # fmt: skip
-HUGE = 1e30  # such numbers stand for missing values where a file has no nodata tag (-3.4028e38)
 NEAR = 5000.0  # metres between the centres of tiles of one region, where no table names the regions
 
 
@@ -188,23 +199,23 @@ def add_shares(rows: pd.DataFrame, bands, label_map) -> pd.DataFrame:
 def read_tile(path: str | Path, bands=RGB) -> np.ndarray:
     """float32 (C,H,W) of the named bands in raw units; 0 in all bands where the image has no data.
 
-    The image has no data where its mask or nodata tag says so and where red, green and blue are 0; a band tagged as
-    alpha is no mask. A missing value (NaN, nodata tag) of an EXTRA band is 0 in that band alone.
+    The image has no data where its mask or nodata tag says so and where red, green and blue are 0 (`scenes.clean`); a
+    band tagged as alpha is no mask. A missing value (NaN, nodata tag) of an EXTRA band is 0 in that band alone.
     InputError: a band is missing, EXTRA is of another size or grid, a file cannot be read.
     """
     path = Path(path)
     wanted = find_bands(path, bands)
     with open_raster(path) as file:
-        first = file.read(list(range(1, min(file.count, 3) + 1)))
-        empty = (first == 0).all(0)
-        if file.nodata is not None:
-            empty |= (first == file.nodata).all(0)
+        colours = colour_numbers(names_in(file, image=True))
+        numbers = list(dict.fromkeys([*colours, *(k for source, k in wanted if source == path)]))
         flags = {flag.name for flag in file.mask_flag_enums[0]}
-        if "per_dataset" in flags and "alpha" not in flags:
-            empty |= file.read_masks(1) == 0
-        image = {k: file.read(k).astype(np.float32) for source, k in wanted if source == path}
-    tile = np.stack([image[k] if source == path else read_extra(source, k, path) for source, k in wanted])
-    tile[~np.isfinite(tile)] = 0
+        masked = file.read_masks(1) == 0 if "per_dataset" in flags and "alpha" not in flags else None
+        nodata = [file.nodatavals[k - 1] for k in numbers]
+        image = clean(file.read(numbers), nodata, masked, range(len(colours)))
+    empty = ~image[: len(colours)].any(0)
+    tile = np.stack(
+        [image[numbers.index(k)] if source == path else read_extra(source, k, path) for source, k in wanted]
+    )
     tile[:, empty] = 0
     return tile
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from common.datasets.band_names import RGB, band_number, colour_numbers, names_in
 from common.errors import InputError
 
+HUGE = 1e30  # such numbers stand for missing values where a file has no nodata tag (-3.4028e38)
 CACHE_MB = 256  # GDAL's own default is a share of the machine's memory
 
 
@@ -22,42 +24,48 @@ def cache_limit() -> rasterio.Env:
     return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=CACHE_MB)
 
 
-def band_names(file: rasterio.DatasetReader) -> tuple[str, ...]:
-    """Names of a file's bands, lower case: their descriptions, else their colours (never alpha); "" where none."""
-    if any(file.descriptions):
-        return tuple((name or "").strip().lower() for name in file.descriptions)
-    colours = {ColorInterp.red: "red", ColorInterp.green: "green", ColorInterp.blue: "blue"}
-    return tuple(colours.get(colour, "") for colour in file.colorinterp)
-
-
 def find_bands(file: rasterio.DatasetReader, bands: Sequence[str], numbers: Sequence[int] | None) -> list[int]:
-    """Numbers (from 1) of the bands in a file. InputError: names or numbers that it has not."""
-    path, wanted = file.name, [name.lower() for name in bands]
+    """Numbers (from 1) of the bands in a file, by the names that tiles have. InputError: one that it has not."""
+    path = file.name
     if numbers is not None:
         if len(numbers) != len(bands):
-            raise InputError(f"{path}: {len(numbers)} band numbers for {len(bands)} bands ({', '.join(bands)})")
+            raise InputError(
+                f"{path}: {len(numbers)} band numbers for {len(bands)} bands ({', '.join(bands)}); give as many with"
+                " --scene-bands"
+            )
         beyond = [number for number in numbers if not 1 <= number <= file.count]
         if beyond:
-            raise InputError(f"{path}: no band {beyond[0]}; it has the bands 1 to {file.count}")
+            raise InputError(f"{path}: no band {beyond[0]}; it has the bands 1 to {file.count}: --scene-bands")
         return list(numbers)
-    names = band_names(file)
-    if set(wanted) <= set(names):
-        return [names.index(name) + 1 for name in wanted]
-    if not any(file.descriptions) and file.count == len(bands):
+    names, nameless = names_in(file, image=True), not any(file.descriptions)
+    found = [band_number(name, names) for name in bands]
+    if None not in found:
+        if nameless and not {color.name for color in file.colorinterp} & set(RGB) and set(RGB) & set(bands):
+            print(f"{path}: its bands have no names; the first three are taken for {', '.join(RGB)}")
+        return found
+    if nameless and file.count == len(bands):
         print(f"{path}: its bands have no names; taken in this order: {', '.join(bands)}")
         return list(range(1, file.count + 1))
-    missing = ", ".join(name for name in wanted if name not in names)
+    missing = ", ".join(name for name, number in zip(bands, found, strict=True) if number is None)
     there = ", ".join(f"{number} {name or '(no name)'}" for number, name in enumerate(names, 1))
-    raise InputError(f"{path}: no band {missing}; there are: {there}; name its bands or give their numbers")
+    raise InputError(f"{path}: no band {missing}; there are: {there}; give their numbers with --scene-bands")
 
 
-def clean(tile: np.ndarray, nodata: Sequence, masked: np.ndarray | None) -> np.ndarray:
-    """float32 tile (C,h,w) with 0 for what is no number, for the files' nodata and in all bands where it is masked.
+def find_colours(file: rasterio.DatasetReader, bands: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    """Numbers of the bands that tell no data: what was taken for red, green and blue, else by the file's own names."""
+    taken = dict(zip(bands, numbers, strict=True))
+    return [taken[name] for name in RGB] if set(RGB) <= set(taken) else colour_numbers(names_in(file, image=True))
 
-    A nodata value of 8 bits (0, 255) is also a value: it counts where all bands have it.
+
+def clean(tile: np.ndarray, nodata: Sequence, masked: np.ndarray | None, colours: Sequence[int] | None = None):
+    """float32 tile (C,h,w), raw values of a file, with 0 for what is missing; the rule for tiles and scenes alike.
+
+    In its band: what is no number or beyond HUGE, and the file's nodata (one for each band, or None). In all bands:
+    where it is masked and where the bands at the positions `colours` (red, green and blue; default: all) are 0 then.
+    A nodata value of 8 bits (0, 255) is also a value: it counts where all these bands have it.
     """
     integers = tile.dtype.kind in "ui"
-    out = tile.astype(np.float32)
+    out, deciding = tile.astype(np.float32), slice(None) if colours is None else list(colours)
     empty = np.zeros(tile.shape, bool)
     for band, value in enumerate(nodata):
         if value is None or np.isnan(value):
@@ -66,12 +74,12 @@ def clean(tile: np.ndarray, nodata: Sequence, masked: np.ndarray | None) -> np.n
             continue  # -9999 of a file of bytes would be taken for 241
         empty[band] = tile[band] == np.asarray(value).astype(tile.dtype)
     if integers and tile.dtype.itemsize == 1:
-        empty[:] = empty.all(axis=0)
-    out[empty] = 0
+        empty[:] = empty[deciding].all(axis=0)
     if not integers:
-        out[~np.isfinite(out)] = 0
-    if masked is not None:
-        out[:, masked] = 0
+        empty |= ~(np.abs(out) <= HUGE)
+    out[empty] = 0
+    nothing = ~out[deciding].any(axis=0)
+    out[:, nothing if masked is None else nothing | masked] = 0
     return out
 
 
@@ -102,7 +110,11 @@ class Scene:
             raise
         self.height, self.width = self.file.shape
         self.crs, self.transform, self.profile = self.file.crs, self.file.transform, dict(self.file.profile)
-        self.nodata = tuple(self.file.nodatavals[number - 1] for number in self.numbers)
+        colours = find_colours(self.file, bands, self.numbers)
+        self._all = list(dict.fromkeys([*self.numbers, *colours]))  # those of the model, then what else tells no data
+        self._colours = [self._all.index(number) for number in colours]
+        self._places = [self._all.index(number) for number in self.numbers]
+        self.nodata = tuple(self.file.nodatavals[number - 1] for number in self._all)
         flags = self.file.mask_flag_enums[self.numbers[0] - 1]
         # a fourth band that calls itself alpha may be an old label: only a mask that is no band counts
         self.masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
@@ -140,9 +152,10 @@ class Scene:
 
     def _read_raw(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         window = Window(x, y, width, height)
-        tile = self.file.read(self.numbers, window=window)
+        tile = self.file.read(self._all, window=window)
         masked = self.file.read_masks(self.numbers[0], window=window) == 0 if self.masked else None
-        return clean(tile, self.nodata, masked)
+        out = clean(tile, self.nodata, masked, self._colours)
+        return out if self._places == list(range(len(out))) else out[self._places]
 
     def _read_blocks(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """The area block by block, a block that cannot be read as no data."""
@@ -180,9 +193,10 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
 
 
 def open_scene(path: str | Path, bands: Sequence[str], *, numbers: Sequence[int] | None = None) -> Scene:
-    """A raster with the bands that a model wants, by their descriptions or colours in any case of letters.
+    """A raster with the bands that a model wants, by the names that bands of tiles have (`band_names`).
 
-    numbers: their numbers in the file, from 1, instead. A file without names that has just as many bands is taken in
-    its order, and says so. InputError: a band is missing (names those there are), the file cannot be read.
+    numbers: their numbers in the file, from 1, instead. A file without names whose first three bands are not all that
+    is wanted, and that has just as many bands, is taken in its order; what was presumed is said.
+    InputError: a band is missing (names those there are), the file cannot be read.
     """
     return Scene(path, bands, numbers)

@@ -208,8 +208,8 @@ def read_asked(session, run: Path):
     lacking = sorted(known - set(rows["id"]))
     if lacking:
         raise InputError(f"{session.data}: lacks {lacking[0]} ({len(lacking)} of the {len(known)} test rows of "
-                         f"{run / 'folds.csv'}); give --data with the run's own data, or with a folder of images without "
-                         "labels, which is predicted as a whole")  # fmt: skip
+                         f"{run / 'folds.csv'}); give --data with the run's own data, or with a folder of images "
+                         "without labels, which is predicted as a whole")  # fmt: skip
     return rows[rows["id"].isin(known)].reset_index(drop=True)
 
 

@@ -449,6 +449,22 @@ def test_bands_by_number(slumps_empty):
     assert all((maps["numbers"][tile][0] == logit).all() for tile, (logit, _) in maps["names"].items())
 
 
+def test_a_number_stays_where_not_all_tiles_have_its_name(slumps_empty):
+    """Band 4 of the images, named in some tiles (of training regions, or all of these) and at last in all of them."""
+    shutil.rmtree(slumps_empty / "data/EXTRA")
+    words = ("--epochs", "1", "--bands", "red", "green", "blue", "band4", "--texture", "contrast", "--texture-band")
+    found = {}
+    for named in ("akl00", "akl ban col", ""):
+        for path in sorted((slumps_empty / "data/PLANET-RGB").iterdir()):
+            rgb, (_, _, transform, _) = rasterio.open(path).read([1, 2, 3]), read_tif(path)
+            names = ("red", "green", "blue", "nir") if not named or path.stem.startswith(tuple(named.split())) else ()
+            tiny_rts.write_raster(path, np.concatenate([rgb, rgb[:1] // 2]), transform, names, nodata=0)
+        folder = train(slumps_empty, *words, "band4", run=f"run-{len(found)}") / "fold0"
+        spec = load_checkpoint(folder / "last.pt")["spec"]
+        found[named] = [spec["bands"][3], spec["scaling"]["texture"]["band"]]
+    assert list(found.values()) == [["band4"] * 2, ["band4"] * 2, ["nir"] * 2]
+
+
 def test_a_model_without_colours(slumps_empty):
     run = train(slumps_empty, "--epochs", "1", "--bands", "ndvi", "relative_elevation", run="bare")
     assert load_checkpoint(run / "fold0/last.pt")["spec"]["inputs"] == ["ndvi", "relative_elevation"]

@@ -15,7 +15,7 @@ import pandas as pd
 from common.datasets import demo_rts, regions
 from common.datasets import rts_files as files
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
-from common.datasets.band_names import described, find_bands
+from common.datasets.band_names import NUMBERED, described, find_bands
 from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import TEST
 from common.datasets.label_grids import compare_labels, label_files
@@ -109,11 +109,25 @@ def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
 
 
 def make_spec(rows: pd.DataFrame, settings: dict, *, family) -> dict:
-    """The family's, of bands by name: a number is the name that it has in the first tile."""
-    path = Path(rows["path"].iloc[0])
-    found = zip(settings["bands"], find_bands(path, settings["bands"]), strict=True)
-    names = [described(file, image=file == path)[0][number - 1] or name for name, (file, number) in found]
-    return family(rows, settings | {"bands": names})
+    """The family's, of bands by name: a number is the name that it has in all tiles, or stays a number."""
+    tiles = list_tiles(Path(rows["path"].iloc[0]).parent.parent)["path"]  # those that are not trained on too
+    named = {band: name_of(band, tiles) for band in {*settings["bands"], settings["texture_band"]}}
+    bands = [named[band] for band in settings["bands"]]
+    return family(rows, settings | {"bands": bands, "texture_band": named[settings["texture_band"]]})
+
+
+def name_of(band: str, paths) -> str:
+    """Name of a band given by number where every tile has just this one there, else the number as given."""
+    if not NUMBERED.match(band):
+        return band.lower()
+    names = set()
+    for path in map(Path, paths):
+        try:
+            ((file, number),) = find_bands(path, [band])
+        except InputError:  # a tile that read_rows left out, or it would have been told there
+            continue
+        names.add(described(file, image=file == path)[0][number - 1])
+    return names.pop() if len(names) == 1 and "" not in names else band
 
 
 def outputs_of(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def add_input_options(parser, bands: tuple[str, ...]) -> None:
                         help=f"spectral indices as further bands: {', '.join(usable_indices(bands))}")  # fmt: skip
     inputs.add_argument("--texture", nargs="*", default=[], choices=PROPERTIES, metavar="PROPERTY",
                         help=f"GLCM texture as further bands: {', '.join(PROPERTIES)}")  # fmt: skip
-    inputs.add_argument("--texture-band", choices=bands, default="swir1" if "swir1" in bands else bands[0],
-                        help="band that it is computed of")  # fmt: skip
+    inputs.add_argument("--texture-band", default="swir1" if "swir1" in bands else bands[0], metavar="BAND",
+                        help="band that it is computed of (default %(default)s)")  # fmt: skip
     inputs.add_argument("--texture-levels", type=int, choices=LEVELS, default=32, help="grey levels")
     inputs.add_argument("--texture-window", type=int, choices=WINDOWS, default=7, help="side in pixels")
 

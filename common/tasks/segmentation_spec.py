@@ -22,6 +22,9 @@ def texture_spec(rows: pd.DataFrame, settings: dict, bands: tuple, source: Sourc
     """The texture bands with their grey levels between the 1st and 99th percentile of the training rows' band."""
     if not settings["texture"]:
         return None
+    if settings["texture_band"] not in bands:
+        raise InputError(f"--texture-band {settings['texture_band']}: is none of the model's bands "
+                         f"({', '.join(bands)}); name one of them")  # fmt: skip
     place, values = list(bands).index(settings["texture_band"]), []
     for path in few(rows)["path"]:
         tile = source.read_tile(path, bands)

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from common.datasets import ratio_plan as module
 from common.datasets.ratio_plan import plan_ratio
 from common.errors import InputError
 
@@ -38,8 +39,10 @@ def make(labels, **changes):
 
 
 def cut(labels, draw):
+    """The window, 255 beyond the tile."""
     tile, y, x, side = draw
-    return labels[tile][y : y + side, x : x + side]
+    beyond = np.pad(labels[tile], side, constant_values=255)
+    return beyond[y + side : y + 2 * side, x + side : x + 2 * side]
 
 
 @pytest.mark.parametrize("count", [1, 50, 333])
@@ -71,9 +74,22 @@ def test_a_positive_window_holds_the_class_and_a_negative_one_is_of_a_negative_t
     assert np.bincount(sides)[list(set(sides))].min() > 600 / len(scales) * 0.8
 
 
-def test_windows_are_cut_to_the_side_of_a_tile(labels):
+def test_a_window_wider_than_a_tile_holds_all_of_it_anywhere(labels):
+    """Its scale is what was asked for: 96 px of tiles of 64x64 and 64x72."""
     plan = make(labels, crop=48, scales=(0.5,))
-    assert {plan.draw(0, 0, index, 50)[3] for index in range(50)} == {64}
+    draws = [plan.draw(0, 0, index, 2000) for index in range(2000)]
+    assert {draw[3] for draw in draws} == {96}
+    for tile, y, x, _ in draws:
+        assert 0 >= y >= 64 - 96 and 0 >= x >= labels[tile].shape[1] - 96
+    assert {draw[1] for draw in draws} == set(range(-32, 1)) and {draw[2] for draw in draws} == set(range(-32, 1))
+
+
+def test_a_window_wider_than_a_tile_along_one_axis_holds_the_class_along_the_other():
+    label = np.zeros((20, 90), np.uint8)
+    label[3, 70] = 1
+    plan = make([label, np.zeros((20, 90), np.uint8)], crop=20, ratio=(0, 0), scales=(0.5,))
+    windows = {plan.draw(0, 0, index, 3000)[1:] for index in range(3000)}
+    assert windows == {(y, x, 40) for y in range(-20, 1) for x in range(31, 51)}
 
 
 def test_every_tile_of_a_kind_is_shown_equally_often(labels):
@@ -139,15 +155,16 @@ def test_draws_are_a_pure_function(labels):
     assert first[:80] != first[80:]
 
 
-def test_expected_shares_are_those_shown(labels):
-    """Over many windows; labels of another count than the estimate looked at."""
-    plan = make(labels, ratio=(1, 4), scales=(0.5, 1))
+def test_expected_shares_are_those_shown(labels, monkeypatch):
+    """Over many windows, wider ones than the tiles among them; an estimate from more windows than usual."""
+    monkeypatch.setattr(module, "TRIES", 100)
+    plan = make(labels, ratio=(1, 4), scales=(0.25, 0.5, 1))
     for epoch in (0, 4):
         total = np.zeros(2)
         for index in range(3000):
-            shown = cut(labels, plan.draw(9, epoch, index, 3000))
-            total += np.bincount(shown.ravel(), minlength=2)[:2] / shown.size
-        assert plan.expected_at(epoch)[1] == pytest.approx(total[1] / total.sum(), rel=0.2)
+            draw = plan.draw(9, epoch, index, 3000)
+            total += np.bincount(cut(labels, draw).ravel(), minlength=2)[:2] / draw[3] ** 2
+        assert plan.expected_at(epoch)[1] == pytest.approx(total[1] / total.sum(), rel=0.06)
     assert plan.expected[1] == plan.expected_at(4)[1] < plan.expected_at(0)[1] / 2
     pixels = sum(np.bincount(label.ravel(), minlength=2)[:2] for label in labels)
     assert plan.natural == pytest.approx(pixels / pixels.sum())
@@ -173,13 +190,14 @@ def test_positives_alone_are_enough_for_a_ratio_of_nought(labels):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"crop": 65}, "crop 65: tile 0 is 64x.*choose a crop"),
-        ({"crop": 0}, "crop 0"),
-        ({"ratio": (-1, 2)}, "ratio .*from 0 up"),
+        ({"crop": 65}, "--crop 65: tile 0 is 64x.*choose a crop"),
+        ({"crop": 65, "names": ["a/b.tif"] * 31}, "--crop 65: a/b.tif is 64x"),
+        ({"crop": 0}, "--crop 0"),
+        ({"ratio": (-1, 2)}, "--ratio -1 2: .*from 0 up"),
         ({"ratio": (1, float("nan"))}, "ratio .*from 0 up"),
-        ({"ratio_epochs": -1}, "ratio epochs -1"),
+        ({"ratio_epochs": -1}, "--ratio-epochs -1"),
         ({"scales": ()}, "scales"),
-        ({"scales": (1, 0)}, "scales .*above 0"),
+        ({"scales": (1, 0)}, "--scales-train 1 0: .*above 0"),
     ],
 )
 def test_what_cannot_be_is_an_error(labels, changes, words):

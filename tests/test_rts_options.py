@@ -102,6 +102,18 @@ def test_colour_augmentation_leaves_ndvi_alone(slumps_home):
         assert not other["image"][1:, ~other["data"]].any(), "what has no data stays without"
 
 
+def test_no_photometric_augmentation_touches_what_is_measured(slumps_home):
+    """Whatever is chosen by name, NDVI and elevation stay as they are."""
+    bands = ("--bands", "red", "ndvi", "green", "blue", "relative_elevation")
+    plain, _, _ = training_set(slumps_home, *bands, "--augment", "hflip=0")
+    names = ("brightness", "contrast", "gamma", "noise", "band-jitter", "band-drop")
+    painted, _, _ = training_set(slumps_home, *bands, "--augment", *(f"{name}=1" for name in names))
+    for key in [(0, k) for k in range(6)]:
+        one, other = plain[key]["image"], painted[key]["image"]
+        assert torch.equal(one[[1, 4]], other[[1, 4]])
+        assert all(not torch.equal(one[channel], other[channel]) for channel in (0, 2, 3))
+
+
 def test_the_ratio_is_that_of_the_crops(slumps_home):
     """1:3 shows one crop with slumps in four; a ramp goes from its first number to its last."""
     data, settings, _ = training_set(slumps_home, "--ratio", "1", "3", "--ratio-epochs", "4", "--crops-per-epoch", "24")
@@ -110,6 +122,9 @@ def test_the_ratio_is_that_of_the_crops(slumps_home):
         assert sum(held) == wanted and len(held) == 24
     everything, _, _ = training_set(slumps_home, "--ratio", "3", "--crops-per-epoch", "0")
     assert len(everything) == 6 * 4, "by default an epoch shows each positive tile once"
+    for words in (("1", "50"), ("50", "1")):
+        ramp, _, _ = training_set(slumps_home, "--ratio", *words, "--ratio-epochs", "9", "--crops-per-epoch", "0")
+        assert len(ramp) == 6 * 51 and {ramp.plan.positives_of(epoch, len(ramp)) for epoch in (0, 9)} == {6, 153}
 
 
 def test_soft_labels_and_rims_are_of_the_training_alone(slumps_home):
@@ -130,6 +145,10 @@ def test_scales_of_the_windows(slumps_home):
     data, _, _ = training_set(slumps_home, "--scales-train", ".5", "1", "2")
     sides = [data.plan.draw(42, 0, k, 16)[3] for k in range(16)]
     assert set(sides) == {64, 32, 16} and {tuple(data[0, k]["image"].shape[1:]) for k in range(16)} == {(32, 32)}
+    wide, _, _ = training_set(slumps_home, "--scales-train", ".5", "--crop", "64", "--augment", "hflip=0")
+    for sample in (wide[0, k] for k in range(4)):  # the 64 px of the tile at half the size, no data around them
+        assert sample["image"].shape[1:] == (64, 64) and 800 < int(sample["data"].sum()) <= 1024
+        assert not sample["valid"][~sample["data"]].any() and not sample["image"][:, ~sample["data"]].any()
 
 
 # what is learnt

@@ -230,6 +230,38 @@ def test_tiles_of_different_sizes_make_a_batch(rows):
             assert not plane.any(), "no data around it"
 
 
+def test_a_window_beyond_the_tile_has_no_data_there(rows):
+    """On any side, or on all; in the model's channels too, and at another size."""
+    store = TileStore(rows, SPEC, SOURCE, cache=None)
+    for y, x, height, width in ((-8, -3, 60, 70), (-5, 10, 20, 20), (30, 40, 25, 25), (0, -9, 8, 20)):
+        found = store.window(0, y, x, height, width)
+        top, left, bottom, right = max(-y, 0), max(-x, 0), min(40 - y, height), min(48 - x, width)
+        inside = expected_window(rows.iloc[0], y + top, x + left, bottom - top, right - left)
+        for got, wanted, fill in zip(found, inside, (0, False, IGNORED), strict=True):
+            assert got.shape[-2:] == (height, width) and got.dtype == wanted.dtype
+            np.testing.assert_array_equal(got[..., top:bottom, left:right], wanted)
+            got[..., top:bottom, left:right] = fill
+            assert (got == fill).all()
+    unlabelled = TileStore(rows.drop(columns="label"), SPEC, SOURCE, cache=None).window(0, -8, -3, 60, 70)
+    assert unlabelled[2] is None and unlabelled[1].shape == (60, 70)
+    _, data, label = resized(*store.window(0, -20, -16, 80, 80), 40)
+    assert not data[:10].any() and (label[:10] == IGNORED).all() and not data[30:].any() and data[10:30].any()
+
+
+def test_labels_are_cached_by_the_bands_too(rows, tmp_path):
+    """Where the label is known depends on where the bands have data."""
+    path = rows.iloc[0]["path"]
+    full, cache = np.load(open(path, "rb")), str(tmp_path / "cache")
+    full[1, :9] = 7  # the second band has data where the first has none
+    full[0, :9] = 0
+    write(Path(path), full)
+    source = Source(read_tile=lambda path, bands: load(path)[: len(bands)], read_label=read_label, files_of=files_of,
+                    size_of=size_of)  # fmt: skip
+    for bands, known in ((["red"], False), (["red", "swir1"], True)):
+        label = TileStore(rows, PLAIN | {"bands": bands}, source, cache=cache).label(0)
+        assert (label[:9] != IGNORED).all() == known and (label[:9] != IGNORED).any() == known
+
+
 # crops
 
 

@@ -93,7 +93,8 @@ class TileStore:
             return np.where(valid_pixels(tile), label, IGNORED).astype(np.uint8)
 
         content = [remembered_hash(file) for file in self.source.label_files(path)]
-        inputs = {"map": known, "label": Path(path).name, "content": content}
+        # what is no data, and so not known, is a matter of the bands
+        inputs = {"map": known, "label": Path(path).name, "content": content, "bands": self.spec["bands"]}
         return self.held("label", index, lambda: self.stored("label", index, inputs, make))
 
     def held(self, kind: str, index: int, load: Callable) -> np.ndarray:
@@ -118,8 +119,11 @@ class TileStore:
         return np.load(folder / "array.npy", mmap_mode="r")
 
     def window(self, index: int, y: int, x: int, height: int, width: int) -> tuple:
-        """(channels float32 (C',h,w) not yet standardised, data bool (h,w), label uint8 (h,w) or None)."""
-        area = np.s_[..., y : y + height, x : x + width]
+        """(channels float32 (C',h,w) not yet standardised, data bool (h,w), label uint8 (h,w) or None).
+
+        Beyond the tile (y or x below 0, or too far) there is no data and no known label.
+        """
+        area = np.s_[..., max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
         tile, label, texture = np.asarray(self.tile(index)[area], np.float32), self.label(index), self.texture(index)
         scaling = self.spec["scaling"]
         channels = make_channels(
@@ -129,7 +133,14 @@ class TileStore:
             indices=scaling["indices"],
             texture_maps=None if texture is None else texture[area],
         )
-        return channels, valid_pixels(tile), None if label is None else np.asarray(label[area])
+        found = channels, valid_pixels(tile), None if label is None else np.asarray(label[area])
+        top, left = max(-y, 0), max(-x, 0)
+        edges = (top, height - top - tile.shape[1]), (left, width - left - tile.shape[2])
+        if not any(map(any, edges)):
+            return found
+        fills = zip(found, (0, False, IGNORED), strict=True)
+        return tuple(plane if plane is None else np.pad(plane, (*[(0, 0)] * (plane.ndim - 2), *edges),
+                                                        constant_values=fill) for plane, fill in fills)  # fmt: skip
 
     def whole(self, index: int) -> tuple:
         return self.window(index, 0, 0, *self.tile(index).shape[1:])

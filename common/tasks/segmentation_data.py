@@ -42,7 +42,7 @@ def make_plan(store: TileStore, rows: pd.DataFrame, spec: dict, settings: dict) 
         ratio, epochs = (settings["ratio"][0], settings["ratio"][-1]), settings["ratio_epochs"]
         scales, seed = settings["scales_train"], settings["seed"]
         return plan_ratio(labels, crop=crop, ratio=ratio, ratio_epochs=epochs, scales=scales, seed=seed,
-                          classes=classes)  # fmt: skip
+                          classes=classes, names=list(rows["path"]))  # fmt: skip
     boosts = parse_factors(settings["boost"], "--boost")
     return plan_crops(
         labels,
@@ -58,10 +58,16 @@ def crops_of(rows: pd.DataFrame, store: TileStore, plan, settings: dict) -> int:
     """Crops an epoch: as asked, as many as cover the tiles once, or as show each positive tile once at the ratio."""
     if settings["crops_per_epoch"] < 0:
         raise InputError(f"--crops-per-epoch {settings['crops_per_epoch']}: give a number of crops, or 0 for all tiles")
-    if settings["crops_per_epoch"]:
-        return settings["crops_per_epoch"]
+    asked = settings["crops_per_epoch"]
     if settings["sampler"] == RATIO:
-        return round(len(plan.positives) * (1 + settings["ratio"][0]))
+        ends = {plan.ratio_of(epoch): epoch for epoch in (0, plan.ratio_epochs)}
+        count = asked or round(len(plan.positives) * (1 + max(ends)))
+        if lacking := [ratio for ratio, epoch in ends.items() if not plan.positives_of(epoch, count)]:
+            raise InputError(f"--crops-per-epoch {count}: at --ratio {max(lacking):g} none of them would be positive; "
+                             "give more, or a smaller ratio")  # fmt: skip
+        return count
+    if asked:
+        return asked
     sides = (store.tile(index).shape[1:] for index in range(len(rows)))
     return sum(-(-height // settings["crop"]) * -(-width // settings["crop"]) for height, width in sides)
 
@@ -72,7 +78,9 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Sou
     store = TileStore(rows, spec, source, cache=cache)
     plan = make_plan(store, rows, spec, settings)
     probabilities, strengths = parse_augment(settings["augment"], DEFAULT_TILE_PROBABILITIES)
-    colour = {"rgb": spec["colour"], "mean": spec["mean"], "std": spec["std"]} if spec.get("colour") else {}
+    colour = {}
+    if spec.get("colour"):  # the other bands are measurements: nothing photometric touches them
+        colour = {"rgb": spec["colour"], "photometric": spec["colour"], "mean": spec["mean"], "std": spec["std"]}
     seed, count = settings["seed"], crops_of(rows, store, plan, settings)
     augment = TileAugment(probabilities, strengths=strengths, seed=seed, **colour) if probabilities else None
     softening = {"rim": settings["ignore_rim"], "kind": settings.get("soft_labels", "none"),

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 -- train.py --data DIR --fold 0  # two processes sha
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -189,15 +190,17 @@ def train_fold(session, rows, fold, folds_path, machine):
     header |= {"folds_hash": folds_hash(folds_path), "external": data.external}
     print_banner(header, [said, *data.said], model, machine, {"train": train_rows, "valid": valid_rows}, loaders)
     tracker = Tracker(folder, settings, task, spec, valid_rows, loaders.get("valid"), machine)
-    history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
-    data.restore()
-    frame = tracker.frame  # of a closed-form head: its stored features are those that inference computes
-    if valid_rows is not None and not getattr(model, "closed_form", False):
-        model = build(checkpoint_file(folder, settings["use"]), TASKS, use=settings["use"], device=machine.device)[0]
-        predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"],
-                                 folder=folder / "oof")  # fmt: skip
-        frame = task.make_frame(predicted, spec, valid_rows)
-    finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, data.facts)
+    with tracker.experiment or contextlib.nullcontext():
+        history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
+        data.restore()
+        frame = tracker.frame  # of a closed-form head: its stored features are those that inference computes
+        if valid_rows is not None and not getattr(model, "closed_form", False):
+            path = checkpoint_file(folder, settings["use"])
+            model = build(path, TASKS, use=settings["use"], device=machine.device)[0]
+            predicted = predict_rows(task, [model], valid_rows, spec, settings, machine, views=["identity"],
+                                     folder=folder / "oof")  # fmt: skip
+            frame = task.make_frame(predicted, spec, valid_rows)
+        finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, data.facts)
 
 
 def fit(session, model, loaders, tracker, folder, header, train_rows, machine):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from common.engine.experiments import LOCAL, NOTE, Experiment
+from common.engine.loop import Trainer
 from common.errors import InputError
 
 mlflow = pytest.importorskip("mlflow")
@@ -130,3 +131,46 @@ def test_without_mlflow(open_experiment, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match="MLflow is not installed; pip install mlflow, or leave the option out"):
         open_experiment()
+
+
+def test_a_store_that_goes_away(open_experiment, store, monkeypatch):
+    """One line that says what is kept, while epochs are logged and at the end."""
+    tracked = open_experiment()
+
+    def gone(*_, **__):
+        raise ConnectionError("no route\nto the host")
+
+    for name in ("log_batch", "set_terminated"):
+        monkeypatch.setattr(tracked.client, name, gone)
+    for job in (lambda: tracked.log([{"epoch": 1, "sec": 0.5}], NAMES), lambda: tracked.close({})):
+        with pytest.raises(InputError) as said:
+            job()
+        assert str(said.value) == f"--mlflow {store}: no route; what is trained is kept, --resume goes on"
+    assert not tracked.logged
+    with pytest.raises(ValueError, match="first"), tracked:
+        raise ValueError("first")
+
+
+@pytest.mark.parametrize(("error", "status", "code"), [(InputError("collapsed"), "FAILED", 2),
+                                                      (KeyboardInterrupt(), "KILLED", 130)])  # fmt: skip
+def test_a_fold_that_ends_early_is_marked(slumps_empty, monkeypatch, error, status, code):
+    """In the second epoch; --resume goes on in the same run, which is finished then."""
+    import tiny_rts
+
+    epochs = Trainer.train_epoch
+
+    def ends(self, epoch):
+        if epoch == 1:
+            raise error
+        return epochs(self, epoch)
+
+    call = ("train", "--data", "data", *tiny_rts.SMALL, "--fold", "0", "--epochs", "2", "--run", "early", "--mlflow")
+    state = lambda: [run.info.status for run in client.search_runs([number])]  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", ends)
+        tiny_rts.call(slumps_empty, *call, code=code)
+    client = mlflow.MlflowClient(tracking_uri=LOCAL.replace("runs", str(slumps_empty / "runs"), 1))
+    number = client.get_experiment_by_name("rts-segmentation-v2").experiment_id
+    assert state() == [status]
+    tiny_rts.call(slumps_empty, *call, "--resume")
+    assert state() == ["FINISHED"]

@@ -1,5 +1,6 @@
 """A fold as a run of MLflow: parameters, metrics of every epoch, artifacts; read back by its own client and page."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ LOCAL = "sqlite:///runs/mlflow.db"  # --mlflow without an address
 NOTE = "mlflow.json"  # in the fold's folder: which run of MLflow it is, so that a resumed fold goes on in it
 ALWAYS = "sec"  # a metric that every epoch has
 AT_ONCE = 100  # parameters in a call to the store
+KEPT = "; what is trained is kept, --resume goes on"
 MOST = 6000  # characters of a parameter that every store of MLflow takes
 
 
@@ -32,20 +34,35 @@ def open_client(uri: str):
     return MlflowClient(tracking_uri=uri)
 
 
+@contextlib.contextmanager
+def named_errors(uri: str, remedy: str = ""):
+    """InputError for whatever a store raises: MLflow wraps errors of databases and servers in families of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--mlflow {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}{remedy}") from error
+
+
 class Experiment:
-    """One fold in an MLflow store."""
+    """One fold in an MLflow store. As a context, it marks the run as failed or killed where the block ends so."""
 
     def __init__(self, uri: str, experiment: str, name: str, folder: Path, parameters: Mapping):
-        self.folder = folder
-        try:
+        self.uri, self.folder = uri, folder
+        with named_errors(uri):
             self.client = open_client(uri)
             self.run = self.begin(uri, experiment, name)
             self.describe(parameters)
             self.logged = {metric.step for metric in self.client.get_metric_history(self.run, ALWAYS)}
-        except InputError:
-            raise
-        except Exception as error:  # MLflow wraps the errors of databases and servers in families of its own
-            raise InputError(f"--mlflow {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None and issubclass(kind, (Exception, KeyboardInterrupt)):
+            with contextlib.suppress(Exception):  # the error that ended the block is the one to be told
+                self.client.set_terminated(self.run, "KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     def begin(self, uri: str, experiment: str, name: str) -> str:
         """The id of the fold's run: that of a fold which goes on, else a new one."""
@@ -88,13 +105,15 @@ class Experiment:
                        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
                        and key not in ("epoch", "step")}  # fmt: skip
             now, epoch = int(time.time() * 1000), record["epoch"]
-            self.client.log_batch(self.run, metrics=[Metric(key, v, now, epoch) for key, v in numbers.items()])
+            with named_errors(self.uri, KEPT):
+                self.client.log_batch(self.run, metrics=[Metric(key, v, now, epoch) for key, v in numbers.items()])
             self.logged.add(epoch)
 
     def close(self, artifacts: Mapping[str, Path]) -> None:
         """Store the artifacts {name: file} and end the run."""
-        for name, path in artifacts.items():
-            if path.is_file():
-                with tempfile.TemporaryDirectory() as folder:  # an artifact is named after its file
-                    self.client.log_artifact(self.run, str(shutil.copy(path, Path(folder) / name)))
-        self.client.set_terminated(self.run)
+        with named_errors(self.uri, KEPT):
+            for name, path in artifacts.items():
+                if path.is_file():
+                    with tempfile.TemporaryDirectory() as folder:  # an artifact is named after its file
+                        self.client.log_artifact(self.run, str(shutil.copy(path, Path(folder) / name)))
+            self.client.set_terminated(self.run)

@@ -25,6 +25,7 @@ from common.settings import peek, positive
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
+SCENE_BATCH = 4  # windows a step at most where no number is given: that of training may fill a whole card with 512 px
 
 
 def parser_of(task):
@@ -42,7 +43,7 @@ def parser_of(task):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
-    machine.add_argument("--batch-size", type=positive, help="rows a step (default: as in training)")
+    machine.add_argument("--batch-size", type=positive, help="rows a step (default: as in training, scenes 4 at most)")
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=False, help="keep decoded images for the next call")
     task.add_arguments(parser, "infer")
@@ -224,7 +225,7 @@ def load_models(session, found, machine) -> tuple[list, list[str], dict]:
 def map_scenes(session, found, machine) -> int:
     """Maps of the scenes that no other process has in hand. Exit code 3 if a part of one could not be read."""
     models, views, trained = load_models(session, found, machine)
-    settings = session.settings | {"batch_size": session.args.batch_size or trained["batch_size"]}
+    settings = session.settings | {"batch_size": session.args.batch_size or min(trained["batch_size"], SCENE_BATCH)}
     names = {"run": " ".join(run.name for run in found)}
     scenes = [inside_demo(session.task, path, session.args.cache) for path in session.args.scene]
     if session.args.truth:

@@ -13,6 +13,7 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+import tiny_data
 import tiny_scenes
 import torch
 from rasterio.features import rasterize
@@ -529,6 +530,57 @@ def test_a_stop_before_the_raster_redoes_no_window_and_takes_a_new_threshold(hom
     assert facts["pixels"].sum() == (known_prob(tiny_scenes.draw_scene()[0]) > 0.99).sum()
 
 
+def test_a_stop_after_the_raster_leaves_nothing_once_it_is_started_again(home, monkeypatch, capsys, calls):
+    corrupt(home / "scenes/a.tif", 1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(side_store.SideStore, "close", lambda _self: (_ for _ in ()).throw(Stopped()))
+        with pytest.raises(Stopped):
+            mapped(home)
+    folder = home / "out/scenes"
+    assert {".a.parts", ".a.damaged.json", "a.tif"} <= {path.name for path in folder.iterdir()}
+    calls()
+    with side_store.claim(folder / "a.tif"):  # somebody has them in hand
+        mapped(home, code=3)
+        assert (folder / ".a.parts").exists() and (folder / ".a.damaged.json").exists()
+    mapped(home, code=3)
+    assert capsys.readouterr().out.count("a.tif: mapped before") == 2 and calls() == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a.geojson", "a.gpkg", "a.jpg", "a.tif"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_scene_in_other_hands_is_looked_at_twice(home, monkeypatch, capsys, killed):
+    """Its process may be killed while this one maps the next; if not, the last line says that it is missing."""
+    write_scene(home / "scenes/b.tif", tiny_scenes.draw_scene(seed=1)[0])
+    other, map_scene = side_store.claim(home / "out/scenes/a.tif"), scene_maps.map_scene
+
+    def meanwhile(path, *words):
+        if killed and path.name == "b.tif":
+            other.file.close()  # frees the lock and leaves its file, as a kill does
+        map_scene(path, *words)
+
+    monkeypatch.setattr(scene_maps, "map_scene", meanwhile)
+    infer(home, "--runs", "known", "--scene", "scenes", "--out", "out")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (home / "out/scenes/b.tif").exists() and (home / "out/scenes/a.tif").exists() == killed
+    assert ("1 of 2 scenes are not mapped" in last) != killed
+    other.file.close()
+
+
+def test_a_run_of_large_batches_is_mapped_by_few_windows(home, calls):
+    """That of training, found for small crops on another card, may be too much; a number that is given is kept."""
+    for fold in (home / "runs/known").glob("fold*/last.pt"):
+        content = torch.load(fold, weights_only=False)
+        content["args"]["batch_size"] = 64
+        torch.save(content, fold)
+    mapped(home, "--batch-size", "4", out="four")
+    expected = calls()
+    words = ("--task", "rts", "--device-type", "cpu", "--amp", "off", "--window", "64", "--scene", "scenes/a.tif")
+    assert tiny_data.call("infer", "--runs", "known", *words, "--out", "out", cwd=home) == 0
+    assert calls() == expected
+    mapped(home, "--batch-size", "64", out="many")
+    assert calls() < expected
+
+
 def test_a_stop_under_other_models_is_no_start(home, monkeypatch, calls):
     save_run(home, "other", [{"gain": 1.0}])
     with monkeypatch.context() as patch:
@@ -577,7 +629,7 @@ def test_mapped_before_and_other_models(home, capsys, calls):
 OTHER = {"scales": (".5", "1"), "overlap": (".25",), "window": ("96",), "window_weights": ("gaussian",),
          "spread": (), "scene_bands": ("3", "2", "1"), "prior": ("prior.tif",), "prior_mode": ("odds",),
          "prior_below": (".2",), "threshold": (".7",), "at_ratio": ("500",), "clean": ("pixels",), "min_area": ("5",),
-         "min_blob": ("2",), "simplify": ("0",), "tta": ("hflip",)}  # fmt: skip
+         "min_blob": ("2",), "simplify": ("0",), "tta": ("hflip",), "amp": ("bf16",)}  # fmt: skip
 
 
 def test_no_option_that_decides_reuses_a_map_made_without_it(home, capsys, calls):
@@ -585,7 +637,7 @@ def test_no_option_that_decides_reuses_a_map_made_without_it(home, capsys, calls
     prior_raster(home, tile, np.full(tile.shape[1:], 0.5))
     mapped(home)
     calls()
-    assert set(OTHER) == {*scene_maps.DECIDING, "tta"}
+    assert set(OTHER) == {*scene_maps.DECIDING, "tta", "amp"}
     for name, words in OTHER.items():
         mapped(home, f"--{name.replace('_', '-')}", *words, code=2)
         assert "is a map of other models or settings" in capsys.readouterr().err, name
@@ -652,7 +704,7 @@ def test_scenes_that_are_not_there_or_share_a_name(home, capsys, calls):
     (home / "empty").mkdir()
     write_scene(home / "more/a.tif", tiny_scenes.draw_scene()[0])
     for words, wanted in ((["none.tif"], "no such file"), (["empty"], "no GeoTIFF in it"),
-                          (["scenes", "more"], "two inputs would be written there")):  # fmt: skip
+                          (["scenes", "more"], "scenes/a.tif and more/a.tif would both become a.tif")):  # fmt: skip
         infer(home, "--runs", "known", "--scene", *words, "--out", "out", code=2)
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1 and wanted in said[0]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from common.errors import InputError
 from common.outputs.scene_files import write_raster
 from common.outputs.scene_picture import draw_scene
 from common.post.polygons import SIMPLIFY, trace, write_polygons
-from common.tasks.scene_notes import known_damage, note_damage, notes_path, say_damage
+from common.tasks.scene_notes import known_damage, note_damage, notes_path, parts_path, remove_leftovers, say_damage
 from common.tasks.scene_truth import say_truth
 
 # settings that change a map, beside the models
@@ -97,6 +98,11 @@ def list_scenes(paths: list[Path]) -> list[Path]:
         if not inside or not all(p.is_file() for p in inside):
             raise InputError(f"--scene {path}: {'no GeoTIFF in it' if path.is_dir() else 'no such file'}")
         found += inside
+    first: dict[str, Path] = {}
+    for path in found:
+        if first.setdefault(path.stem, path) is not path:
+            raise InputError(f"--scene: {first[path.stem]} and {path} would both become {path.stem}.tif; rename one, "
+                             "or map them in two calls with an --out of their own")  # fmt: skip
     return found
 
 
@@ -171,14 +177,17 @@ def files_of(path: Path) -> list:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
 
 
-def fingerprint(weights: str, post: dict | None, views: list[str], settings: dict, scene: Path) -> tuple[dict, str]:
+def fingerprint(
+    weights: str, post: dict | None, views: list[str], settings: dict, amp, scene: Path
+) -> tuple[dict, str]:
     """(what the probabilities of a scene depend on, hash of that and of what is made of them).
 
     Without the folders, which other machines may call otherwise.
     """
     key = {"weights": weights, "scene": files_of(scene), "bands": settings["scene_bands"], "views": views}
     prior = files_of(Path(settings["prior"])) if settings["prior"] else None
-    made = {name: str(settings[name]) for name in DECIDING if name != "prior"} | {"prior": prior}
+    made = {name: str(settings[name]) for name in DECIDING if name != "prior"}
+    made |= {"prior": prior, "amp": str(amp)}
     text = json.dumps([key, made, post], sort_keys=True, default=str)
     return key, hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -215,7 +224,7 @@ def map_scene(path: Path, target: Path, models: list, cut, views, settings, mach
         read = reader(scene, spec, settings["window"], lambda damaged: note_damage(notes, key["scene"], damaged))
         result = predict_scene(
             wrapped, read, scene.height, scene.width, to_values=class_probs, channels=2, key=key, device=machine.device,
-            store=target.with_name(f".{target.stem}.parts"), amp=machine.amp, weights=settings["window_weights"],
+            store=parts_path(target), amp=machine.amp, weights=settings["window_weights"],
             views=views, progress=path.name, **{name: settings[name] for name in names},
         )  # fmt: skip
         write_map(scene, target, result.strips, spec, cut, settings, made_with)
@@ -272,13 +281,14 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, c
     check_settings(settings, scenes)
     spec, weights = one_reading([spec for _, spec in models]), hash_models(models)
     targets = [folder / "scenes" / f"{scene.stem}.tif" for scene in scenes]
-    prints = [fingerprint(weights, post, views, settings, scene) for scene in scenes]
+    prints = [fingerprint(weights, post, views, settings, machine.amp, scene) for scene in scenes]
     check_targets(scenes, targets, prints)
     for scene, target in zip(scenes, targets, strict=True):
         if not target.is_file():
             check_scene(scene, spec, settings)
     damaged, own = False, set()
-    for position in shared_jobs(targets):
+    # looked at twice: who had a scene in hand the first time may have been killed since
+    for position in chain(shared_jobs(targets), shared_jobs(targets)):
         own.add(position)
         map_scene(scenes[position], targets[position], models, cut, views, settings, machine,
                   *prints[position])  # fmt: skip
@@ -287,9 +297,12 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path, *, c
             print(f"{scene.name}: another process is mapping it")
             continue
         check_targets(scenes, [target], [prints[position]])  # another process may have mapped it meanwhile
+        remove_leftovers(target)
         if position not in own:
             print(f"{scene.name}: mapped before ({target})")
         damaged |= say_damage(scene.name, json.loads(tags_of(target)["damaged"]))
         if settings["truth"]:
             say_truth(target, Path(settings["truth"]), cut)
+    if missing := sum(not target.is_file() for target in targets):
+        print(f"{missing} of {len(targets)} scenes are not mapped: another process has them in hand; start again then")
     return damaged

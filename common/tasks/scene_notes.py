@@ -1,9 +1,10 @@
-"""What could not be read of a scene, noted beside its map until that is written: a job that goes on after a kill does
-not read those windows again, and must say so all the same."""
+"""What lies beside a map until it is written: finished windows, and what could not be read of the scene (a job that
+goes on after a kill does not read those windows again, and must say so all the same)."""
 
 import json
 from pathlib import Path
 
+from common.engine.side_store import SideStore, claim, lock_of
 from common.files import atomic_write
 
 Blocks = dict[tuple[int, int], tuple[int, int, int, int]]  # (row, column) of a block -> its y, x, height, width
@@ -11,6 +12,22 @@ Blocks = dict[tuple[int, int], tuple[int, int, int, int]]  # (row, column) of a 
 
 def notes_path(target: Path) -> Path:
     return target.with_name(f".{target.stem}.damaged.json")
+
+
+def parts_path(target: Path) -> Path:
+    """Folder of the finished windows."""
+    return target.with_name(f".{target.stem}.parts")
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what a job that was killed after its last step left beside a finished map, if nobody has it in hand."""
+    parts, notes = parts_path(target), notes_path(target)
+    if not any(path.exists() for path in (parts, notes, lock_of(target))) or (held := claim(target)) is None:
+        return
+    with held:
+        if parts.is_dir():
+            SideStore(parts, {}).close()
+        notes.unlink(missing_ok=True)
 
 
 def note_damage(path: Path, scene: list, damaged: Blocks) -> None:

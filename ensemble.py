@@ -173,7 +173,7 @@ def print_scores(judgement: dict, beside: dict) -> None:
 def fit_posts(session, sets: dict, rows) -> int:
     for name, frame in sets.items():
         path = runs.find_run(Path(name)) / "post.json"
-        atomic_write(path, json.dumps(session.task.fit_post(rows, frame), indent=1) + "\n")
+        atomic_write(path, json.dumps(session.task.fit_post(rows, frame, session.settings), indent=1) + "\n")
         print(f"post-processing: {path}")
     return 0
 
@@ -212,6 +212,7 @@ def main(argv=None):
     split = "train" if first else "test" if peek(argv, "--preds") else None
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args
+    task.check_jobs(session.settings)
     if args.preds:
         return apply_saved(session)
     if args.oof:
@@ -229,7 +230,7 @@ def main(argv=None):
     if args.fit_post:
         return fit_posts(session, sets, rows)
     if args.compare:
-        table = task.compare(rows, sets)
+        table = task.compare(rows, sets, session.settings)
         print(table.round(4).to_string(index=False))
         print(f"comparison: {atomic_write(args.out / 'compare.csv', table.to_csv(index=False))}")
         return 0

@@ -216,7 +216,7 @@ TASK = Task(
     truth_of=lambda frame: frame[["id"]].assign(**{name: frame[f"true_{name}"] for name in OUTPUTS}),
     mean_sets=mean_sets,
     concat=partial(pd.concat, ignore_index=True),
-    fit_post=lambda rows, frame: {"top": float(rows["brightness"].max())},
+    fit_post=lambda rows, frame, settings=None: {"top": float(rows["brightness"].max())},
     apply_post=lambda frame, post, settings: frame.assign(
         brightness=frame["brightness"].clip(upper=post["top"] if post else None)
     ),
@@ -224,6 +224,8 @@ TASK = Task(
     judge=judge,
     blend=lambda blend, sets, folder: mean_sets(sets),
     report=report,
-    compare=lambda rows, sets: pd.DataFrame([{"set": name, **score(rows, frame)} for name, frame in sets.items()]),
+    compare=lambda rows, sets, settings: pd.DataFrame(
+        [{"set": name, **score(rows, frame)} for name, frame in sets.items()]
+    ),
     group_column="visit",
 )

@@ -21,7 +21,7 @@ from tiny_rts import call, log_of, train
 from common.engine import tracking
 from common.engine.checkpoint import load_checkpoint
 from common.outputs.masks import logit_of, read_beside, read_logit
-from common.tasks import TASKS
+from common.tasks import TASKS, rare_class
 
 RTS = TASKS["rts"]
 GIVEN = ("--task", "rts", "--data", "data")
@@ -382,6 +382,63 @@ def test_calibration_thresholds_and_the_final_test(slumps_copy, capsys):
     call(home, "ensemble", "--runs", "two", "--final-test", "--again")
     assert "AGAIN: this test set was scored before, 1 times" in capsys.readouterr().out
     assert list(pd.read_csv(home / "runs/final-tests.csv")["run"]) == ["one", "two"]
+
+
+def test_the_final_test_is_of_the_runs_own_predictions(slumps_copy, capsys):
+    """Those of another run, of other folds, or of nobody knows whom are refused, and nothing is kept."""
+    home, run = slumps_copy, slumps_copy / "runs/one"
+    words = ("ensemble", "--runs", "one", "--final-test", "given")
+    call(home, "infer", "--runs", "one", "--workers", "0", "--out", "given")
+    facts = json.loads((home / "given/spec.json").read_text())["runs"][0]
+    for said, runs in {"made by two": [facts | {"run": "two"}], "made by one two": [facts, facts | {"run": "two"}],
+                       "with other folds": [facts | {"folds_hash": "0"}], "made by unknown": []}.items():  # fmt: skip
+        (home / "given/spec.json").write_text(json.dumps({"runs": runs}))
+        capsys.readouterr()
+        call(home, *words, code=2)
+        assert said in (line := capsys.readouterr().err) and "infer.py --runs one" in line
+    (home / "given/spec.json").unlink()
+    call(home, *words, code=2)
+    assert not (home / "runs/final-tests.csv").exists() and not (run / "final-test.json").exists()
+
+
+def test_a_final_test_counts_from_its_first_number(slumps_copy, monkeypatch, capsys):
+    """One that is killed while it prints was made; other labels of the same tiles, or some of them, are no new set."""
+    home, kept = slumps_copy, []
+    call(home, "infer", "--runs", "one", "--workers", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "common.tasks.rare_class.say_tables", lambda _: kept.append((home / "runs/final-tests.csv").is_file())
+        )
+        call(home, "ensemble", "--runs", "one", "--final-test")
+    assert kept == [True]
+    label, _, transform, _ = read_tif(home / "data/labels/fir00.tif")
+    tiny_rts.write_raster(home / "data/labels/fir00.tif", np.where(label == 1, 0, label), transform)
+    call(home, "infer", "--runs", "one", "--workers", "0")
+    capsys.readouterr()
+    call(home, "ensemble", "--runs", "one", "--final-test", code=2)
+    assert "scored before (run one" in capsys.readouterr().err
+    monkeypatch.chdir(home)
+    for ids, before in {("fir03", "new"): ["one"], ("new", "ban00"): []}.items():
+        assert rare_class.tests_before(pd.DataFrame({"id": ids}))[1] == before
+
+
+def test_options_that_a_job_does_not_read_are_refused(slumps_copy, capsys):
+    """What makes masks where none are made, what is fitted where nothing is; the others reach what they are for."""
+    home = slumps_copy
+    masks = ("--threshold .3", "--at-ratio 500", "--clean pixels", "--fill-holes 5")
+    aims = ("--ratios 50", "--target-precision .7")
+    jobs = {("--compare",): masks, ("--fit-post",): masks, ("--calibrate",): masks, (): masks,
+            ("--final-test",): (*masks, *aims, "--min-blob 3")}  # fmt: skip
+    wrong = [(("--runs", "one", *job), option) for job, options in jobs.items() for option in options]
+    for job, option in [*wrong, *((("--preds", "none", *GIVEN), option) for option in aims)]:
+        call(home, "ensemble", *job, *option.split(), code=2)
+        said = capsys.readouterr().err
+        assert f"{option.split()[0]}: does nothing" in said and said.count("\n") == 1, (job, option)
+    call(home, "ensemble", "--runs", "one", "--fit-post", "--ratios", "50", "300", "--min-blob", "7")
+    post = json.loads((home / "runs/one/post.json").read_text())
+    assert set(post["ratios"]) == {"50", "300"} and post["min_blob"] == 7
+    call(home, "ensemble", "--runs", "one", "--compare", "--ratios", "50")
+    assert "object_precision_50" in pd.read_csv(home / "out/compare.csv")
 
 
 def test_comparison_gates_and_post_again(slumps_copy, monkeypatch, capsys):

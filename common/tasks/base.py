@@ -93,7 +93,7 @@ class Task:
     truth_of: Callable[[pd.DataFrame], pd.DataFrame]  # rows as an out-of-fold set itself knows them
     mean_sets: Callable[[dict, Path], pd.DataFrame]  # ({name: set}, folder for its maps): their mean
     concat: Callable[[list], pd.DataFrame]  # sets of different rows as one
-    fit_post: Callable[[pd.DataFrame, pd.DataFrame], dict]  # (rows, frame): learnt from out-of-fold predictions
+    fit_post: Callable[..., dict]  # (rows, frame, settings of ensemble.py or nothing): learnt from out-of-fold sets
     apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings)
     write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
     score_hidden: Callable = lambda frame, data: []  # (final frame, data): lines on truth that a demo set hides
@@ -107,7 +107,8 @@ class Task:
     gates: dict[str, dict[str, float]] = field(default_factory=dict)  # level -> {score's name: what is needed}
     baselines: Callable[..., dict] = lambda rows, facts, settings: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
-    compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}): runs side by side
+    compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}, settings): runs side by side
+    check_jobs: Callable[[dict], None] = lambda settings: None  # InputError for options that ensemble.py's job ignores
     jobs: dict[str, Callable] = field(default_factory=dict)  # option of ensemble.py -> (rows, sets, runs, settings)
     group_column: str = "group"  # what strangers' predictions are judged by
     draw: dict = field(default_factory=dict)  # "sheet", "samples", "curve": pictures of inputs, predictions, a fold

@@ -286,6 +286,6 @@ TASK = stereo.make_stereo_task(
     blend=blend_sets,
     baselines=baselines,
     report=report,
-    compare=partial(compare, outputs=OUTPUTS, weights=WEIGHTS),
+    compare=lambda rows, sets, settings: compare(rows, sets, outputs=OUTPUTS, weights=WEIGHTS),
     group_column="date_state",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.datasets.folds import TEST
+from common.datasets.folds import TEST, folds_hash
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.rare_baselines import everywhere_score, pixel_score
@@ -33,6 +33,13 @@ GATES = {
     "production": {"balanced_iou": 0.6, "object_precision_500": 0.8, "object_recall_500": 0.6, "ece": 0.05},
 }
 UNCALIBRATED = {"temperature": 1.0, "threshold": 0.5}
+AIMS = {"ratios": [200.0, 500.0, 1000.0], "target_precision": 0.8}  # options of ensemble.py and their defaults
+MASKS = {"threshold": None, "at_ratio": None, "clean": CLEANS[0], "fill_holes": 0}  # those of masks, and theirs
+JOBS = ("preds", "final_test", "calibrate", "fit_post", "compare")
+IGNORED = {
+    "preds": AIMS,
+    "final_test": MASKS | AIMS | {"min_blob": None},
+}  # by the other jobs, which fit: those of masks
 
 
 def add_post(parser) -> None:
@@ -42,23 +49,40 @@ def add_post(parser) -> None:
                       "of the class (default: as fitted)")  # fmt: skip
     post.add_argument("--at-ratio", type=float, metavar="R",
                       help="what was fitted for R negative tiles a positive (1: best balanced IoU)")  # fmt: skip
-    post.add_argument("--clean", choices=CLEANS, default=CLEANS[0],
+    post.add_argument("--clean", choices=CLEANS, default=MASKS["clean"],
                       help="what is dropped for the precision wanted: whole blobs of a small mean probability, their "
                       "outlines as of the best balanced IoU, or pixels (default %(default)s)")  # fmt: skip
     post.add_argument("--min-blob", type=int, metavar="PX", help="smaller blobs are dropped (default: as fitted)")
-    post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
+    post.add_argument(
+        "--fill-holes",
+        type=int,
+        default=MASKS["fill_holes"],
+        metavar="PX",
+        help="holes under so many pixels are filled",
+    )
 
 
 def add_jobs(parser) -> None:
     """What ensemble.py has for one rare class."""
     what = parser.add_argument_group("calibration and final test")
-    what.add_argument("--ratios", type=float, nargs="+", default=[200.0, 500.0, 1000.0], metavar="R",
+    what.add_argument("--ratios", type=float, nargs="+", default=AIMS["ratios"], metavar="R",
                       help="negative tiles a positive of the realistic sets")  # fmt: skip
-    what.add_argument("--target-precision", type=float, default=0.8, metavar="P", help="of pixels, for thresholds")
+    what.add_argument("--target-precision", type=float, default=AIMS["target_precision"], metavar="P",
+                      help="of pixels, for thresholds")  # fmt: skip
     what.add_argument("--calibrate", action="store_true", help="fit temperature and thresholds, print and keep them")
     what.add_argument("--final-test", nargs="?", const=True, type=Path, metavar="PREDS",
                       help="score predictions of the test rows, once (default: preds/<run>)")  # fmt: skip
     what.add_argument("--again", action="store_true", help="score a test set that was scored before")
+
+
+def check_jobs(settings: dict) -> None:
+    """InputError for an option of ensemble.py that says how masks or thresholds are made, where none are."""
+    job = next((name for name in JOBS if settings[name]), None)
+    for name, default in IGNORED.get(job, MASKS).items():
+        if settings[name] != default:
+            what = f"with --{job.replace('_', '-')}" if job else "where nothing is written as masks"
+            where = "when --calibrate fits" if name in (AIMS | {"min_blob": None}) else "with --preds, or to infer.py"
+            raise InputError(f"--{name.replace('_', '-')}: does nothing {what}; give it {where}")
 
 
 def read_map(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,8 +110,8 @@ def say_epoch(record: dict) -> list[str]:
 
 def aim_of(settings: dict) -> dict:
     """What thresholds are fitted for, of options or defaults."""
-    ratios = tuple(settings.get("ratios", (200.0, 500.0, 1000.0)))
-    precision = settings.get("target_precision", 0.8)
+    ratios, precision = (settings.get(name, default) for name, default in AIMS.items())
+    ratios = tuple(ratios)
     if min(ratios) <= 0 or not 0 < precision < 1:
         raise InputError("--ratios are numbers above 0, --target-precision is between 0 and 1")
     main = 200.0 if 200.0 in ratios else ratios[0]
@@ -146,11 +170,11 @@ def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values
     return frame.assign(mask=masks, values=[values] * len(masks))
 
 
-def compare(rows: pd.DataFrame, sets: dict) -> pd.DataFrame:
+def compare(rows: pd.DataFrame, sets: dict, settings: dict) -> pd.DataFrame:
     """A line per run: its balanced IoU, and what is honestly reached at the realistic ratios."""
     lines = []
     for name, frame in sets.items():
-        found = detection_judge.judge(rows, {name: frame}, read_map=read_map)
+        found = detection_judge.judge(rows, {name: frame}, read_map=read_map, **aim_of(settings))
         lines.append({"run": name} | found["metrics"])
     return pd.DataFrame(lines)
 
@@ -190,50 +214,78 @@ def hash_of(frame: pd.DataFrame) -> str:
     return content.hexdigest()[:16]
 
 
-def test_set(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(test rows, their set). InputError where the folder holds no predictions of just these rows."""
+def check_maker(folder: Path, run: Path) -> None:
+    """InputError where spec.json beside a set does not say that this run alone made it, by the folds it has now."""
+    path = folder / "spec.json"
+    made = json.loads(path.read_text())["runs"] if path.is_file() else []
+    if [(one.get("run"), one.get("folds_hash")) for one in made] != [(run.name, folds_hash(run / "folds.csv"))]:
+        names = " ".join(str(one.get("run")) for one in made) or "unknown"
+        said = f"made by {names}" if names != run.name else "made by a run of this name with other folds"
+        raise InputError(f"--final-test: the predictions in {folder} are {said}; run infer.py --runs {run.name} --rows "
+                         f"test --out {folder}")  # fmt: skip
+
+
+def test_set(rows: pd.DataFrame, folder: Path, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(test rows, their set). InputError where the folder holds no predictions of just these rows by the run."""
     tested = rows[rows["fold"] == TEST].reset_index(drop=True)
     if not len(tested):
         raise InputError("--final-test: the folds keep no test rows (fold -1); make them with a test split")
     if not (folder / "pred.csv").is_file():
         raise InputError(f"--final-test: no predictions in {folder}; run infer.py --runs … --rows test --out {folder}")
+    check_maker(folder, run)
     frame = read_set(folder)
     if set(frame["id"]) != set(tested["id"]):
         raise InputError(f"{folder}: its rows are not the {len(tested)} test rows of the folds; predict those")
     return tested, frame
 
 
+def tests_before(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """(the tests kept so far, names of the runs that were scored on some of these tiles, whatever their labels)."""
+    if not TESTED.is_file():
+        return pd.DataFrame(columns=["run", "test_set", "tiles", "ids"]), []
+    known = pd.read_csv(TESTED, dtype=str)
+    if "ids" not in known:
+        raise InputError(f"{TESTED}: does not say which tiles were scored (no column ids); move it away or add them")
+    met = [not set(json.loads(ids)).isdisjoint(frame["id"]) for ids in known["ids"]]
+    return known, known["run"][met].tolist()
+
+
+def final_tables(rows: pd.DataFrame, frame: pd.DataFrame, post: dict) -> tuple[float, dict[str, pd.DataFrame]]:
+    """(balanced IoU, tables at every ratio that post.json has)."""
+    parts: dict[str, list] = {}
+    for line in post["ratios"].values():
+        result = detection_judge.final_report(rows, frame, post, read_map=read_map, ratio=line["ratio"])
+        for name, table in result["tables"].items():
+            if "ratio" not in table:
+                table.insert(0, "ratio", line["ratio"])
+            parts.setdefault(name, []).append(table)
+    return result["score"], {name: pd.concat(found).drop_duplicates() for name, found in parts.items()}
+
+
 def final_test(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict) -> int:
     """--final-test: pixels, blobs and calibration on the test rows, with nothing fitted there; a second time only when
-    --again says so, since a test set that is looked at twice is tuned on."""
+    --again says so, since a test set that is looked at twice is tuned on. It counts as scored before it is shown."""
     if len(found) > 1:
         raise InputError("--final-test: of one run, the one that is handed on; it is scored once")
     run = found[0]
     given = settings["final_test"]
-    tested, frame = test_set(rows, Path("preds") / run.name if given is True else Path(given))
-    known, key = pd.read_csv(TESTED, dtype=str) if TESTED.is_file() else None, hash_of(frame)
-    before = [] if known is None else known["run"][known["test_set"] == key].tolist()
+    tested, frame = test_set(rows, Path("preds") / run.name if given is True else Path(given), run)
+    known, before = tests_before(frame)
     if before and not settings["again"]:
         raise InputError(f"--final-test: this test set was scored before (run {', '.join(before)}, {TESTED}); a choice "
                          "made after that is tuned on it. --again scores it nevertheless and says so")  # fmt: skip
     path = run / "post.json"
     if not path.is_file() or not (post := json.loads(path.read_text())):
         raise InputError(f"--final-test: {path} holds nothing; ensemble.py --runs {run.name} --calibrate first")
-    parts: dict[str, list] = {}
-    for line in post["ratios"].values():
-        result = detection_judge.final_report(tested, frame, post, read_map=read_map, ratio=line["ratio"])
-        for name, table in result["tables"].items():
-            if "ratio" not in table:
-                table.insert(0, "ratio", line["ratio"])
-            parts.setdefault(name, []).append(table)
-    tables = {name: pd.concat(found).drop_duplicates() for name, found in parts.items()}
+    score, tables = final_tables(tested, frame, post)
+    line = {"run": run.name, "test_set": hash_of(frame), "tiles": len(frame), "ids": json.dumps(sorted(frame["id"]))}
+    atomic_write(TESTED, pd.concat([known, pd.DataFrame([line])]).to_csv(index=False))
+    kept = atomic_write(run / "final-test.json", final_json(tables))
     if before:
         print(f"AGAIN: this test set was scored before, {len(before)} times")
-    print(f"final test of {run.name} on {len(tested)} tiles: balanced IoU {result['score']:.4f}")
+    print(f"final test of {run.name} on {len(tested)} tiles: balanced IoU {score:.4f}")
     say_tables(tables)
-    line = pd.DataFrame([{"run": run.name, "test_set": key, "tiles": str(len(frame))}])
-    atomic_write(TESTED, pd.concat([known, line] if known is not None else [line]).to_csv(index=False))
-    print(f"kept: {atomic_write(run / 'final-test.json', final_json(tables))}, {TESTED}")
+    print(f"kept: {kept}, {TESTED}")
     return 0
 
 

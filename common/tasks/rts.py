@@ -293,6 +293,7 @@ TASK = make_segmentation_task(
     judge=rare.judge,
     blend=apply_blend,
     compare=rare.compare,
+    check_jobs=rare.check_jobs,
     gates=rare.GATES,
     baselines=partial(rare.baselines, files=files),
     jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},

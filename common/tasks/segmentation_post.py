@@ -61,7 +61,7 @@ def chosen_thresholds(settings: dict, post: dict | None, classes: int) -> list[f
         raise InputError(f"--thresholds {' '.join(words)}: give fitted, argmax or {classes} numbers") from None
 
 
-def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -> dict:
+def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = None, *, outputs_of: Callable) -> dict:
     """post.json: thresholds from out-of-fold maps; nothing where only counts were kept."""
     if "prob" not in frame:
         return {}
@@ -102,7 +102,7 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callabl
     return judgement | {"metrics": absent | mask_scores(data, outputs) | {"mcc": judgement["scores"]["honest"]}}
 
 
-def compare(rows: pd.DataFrame, sets: dict, *, outputs_of: Callable) -> pd.DataFrame:
+def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callable) -> pd.DataFrame:
     return mask_judge.compare(rows, sets, outputs=outputs_of(next(iter(sets.values()))))
 
 

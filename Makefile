@@ -13,8 +13,7 @@ MEMBERS := $(MEMBERS_$(TASK))
 ARGS_ridge := --head ridge
 TTA_biomass_net := --tta hflip vflip swap
 TTA_glacier_net := --tta hflip vflip rot90
-TTA_rts_net := --tta hflip
-# what a task's demo does beside: one look at the test rows, a map of a whole scene
+# what a task's demo does beside: one look at the test rows (one view, as thresholds were fitted), a map of a scene
 FINAL_rts := --final-test $(OUT)/net --again
 SCENE_rts := --scene demo/scenes --truth demo/hidden/scene_truth.tif
 
@@ -27,7 +26,8 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(VENV)/bin/pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-# the whole way on a set that the project draws itself: folds, models, their blend, test predictions, report
+# the whole way on a set that the project draws itself: folds, models, their blend, test predictions, report; a map of
+# the model before goes, since none is ever replaced
 demo: install
 	$(PY) make_folds.py --task $(TASK) --data demo
 	$(foreach m,$(MEMBERS),$(PY) train.py --task $(TASK) --data demo --run $(RUN)-$(m) $(ARGS_$(m)) --force &&) true
@@ -35,6 +35,7 @@ demo: install
 	$(PY) ensemble.py --runs $(addprefix $(RUN)-,$(MEMBERS)) --data demo --save-blend $(OUT)/blend.json --out $(OUT)
 	$(PY) ensemble.py --preds $(addprefix $(OUT)/,$(MEMBERS)) --data demo --blend $(OUT)/blend.json --out $(OUT)
 	$(if $(FINAL_$(TASK)),$(PY) ensemble.py --runs $(RUN)-net --data demo $(FINAL_$(TASK)) --out $(OUT))
+	$(if $(SCENE_$(TASK)),rm -rf $(OUT)/map)
 	$(if $(SCENE_$(TASK)),$(PY) infer.py --runs $(RUN)-net $(SCENE_$(TASK)) --out $(OUT)/map)
 	@echo "report: $(OUT)/report.html"
 

@@ -10,18 +10,23 @@ seeds=${SEEDS:-1 2 3}
 cells=${CELLS:-$(ls recipes/rts-matrix | sed 's/\.yaml$//') rts-ndvi rts-dem rts-all-bands rts-late-fusion}
 
 python make_folds.py --task rts --data "$data"
-found=""
+found="" left_out=""
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
 for cell in $cells; do
     recipe=recipes/rts-matrix/$cell.yaml
     [ -f "$recipe" ] || recipe=recipes/$cell.yaml
     for seed in $seeds; do
         run=rts-matrix-$cell-s$seed
         begun=$(ls runs/"$run"/fold*/last.pt 2>/dev/null || true)
-        python train.py --config "$recipe" --data "$data" --seed "$seed" --run "$run" "$@" ${begun:+--resume} \
-            || [ $? -eq 2 ]  # a run that collapses says so, the others go on
-        [ ! -f "runs/$run/post.json" ] || found="$found $run"
+        # a run that collapses says so and the others go on; any other error ends the matrix
+        { python train.py --config "$recipe" --data "$data" --seed "$seed" --run "$run" "$@" ${begun:+--resume} \
+            2>&1 >&3 | tee "$said" >&2; } 3>&1 || grep -q "^error: collapsed:" "$said"
+        if [ -f "runs/$run/post.json" ]; then found="$found $run"; else left_out="$left_out $run"; fi
     done
 done
+[ -z "$left_out" ] || echo "not compared, without out-of-fold predictions of all folds:$left_out"
+[ -n "$found" ] || { echo "error: no run has been finished" >&2; exit 2; }
 python ensemble.py --runs $found --data "$data" --compare --out out/rts-matrix
 python - <<'END'
 import pandas as pd

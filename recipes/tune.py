@@ -10,6 +10,7 @@ results.csv, and best.yaml for the full fit. Called again, a stopped search goes
 import argparse
 import json
 import math
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -222,7 +223,8 @@ def main(argv=None):
     best = search(home, trials, base, words, given, args.epochs or [None], args.keep)
     kept = {key: value for key, value in given.items() if key not in train.FREE}
     path = atomic_write(home / "best.yaml", yaml.safe_dump(base | kept | best, sort_keys=False))
-    print(f"for the full fit: python train.py --config {path} --run NAME")
+    where = "".join(f" --{key} {shlex.quote(str(given[key]))}" for key in ("data", "folds") if key in given)
+    print(f"for the full fit: python train.py --config {path}{where} --run NAME")
 
 
 if __name__ == "__main__":

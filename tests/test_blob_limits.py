@@ -12,7 +12,7 @@ from test_detection_judge import World
 
 from common.errors import InputError
 from common.metrics.objects import Matches
-from common.post.detection_fit import blob_limit, cut_of, masks_of
+from common.post.detection_fit import blob_limit, cut_of
 from common.post.detection_judge import final_report, fit_post, judge
 from common.post.detection_maps import Cut, cut_mask
 from common.tasks import rare_class
@@ -288,7 +288,8 @@ def test_final_report_with_limits_and_without(world, frame, post):
     line = post["ratios"]["40"]
     assert (precision, recall) == pytest.approx((line["object_precision"], line["object_recall"]))
     pixels = report["tables"]["pixel"]
-    truth = [(masks_of(*world.read(path)[:2], post, ratio=40, by="blobs"), *world.read(path)) for path in frame["prob"]]
+    cut = cut_of(post, ratio=40, by="blobs")
+    truth = [(cut_mask(*world.read(path)[:2], cut), *world.read(path)) for path in frame["prob"]]
     hit, missed = (sum(((mask == said) & valid & (y == 1)).sum() for mask, _, valid, y in truth) for said in (1, 0))
     assert pixels[pixels["at"] == "blobs"]["recall"].tolist() == [pytest.approx(hit / (hit + missed))]
     old = {name: value for name, value in post.items() if name != "blob"}

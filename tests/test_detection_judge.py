@@ -10,9 +10,9 @@ from sklearn.metrics import average_precision_score
 from common.errors import InputError
 from common.metrics.gates import check_gates
 from common.metrics.segmentation import confusion, count_row, counts_of
-from common.post.detection_fit import balanced_iou, cut_of, fit_greedy, masks_of
+from common.post.detection_fit import balanced_iou, cut_of, fit_greedy
 from common.post.detection_judge import bootstrap_difference, final_report, fit_post, judge
-from common.post.detection_maps import Sample, mix_logits
+from common.post.detection_maps import Sample, cut_mask, mix_logits
 
 SIDE = 48
 RATIOS = (20, 50)
@@ -250,11 +250,12 @@ def test_masks_follow_post(world, sets, single):
     logit, valid, _ = world.read("good/a0")
     prob = expit(logit.astype(float) / post["temperature"])
     for given, level in (({}, post["threshold"]), ({"threshold": 0.3}, 0.3), ({"ratio": 1}, post["balanced"])):
-        mask = masks_of(logit, valid, post, min_blob=0, **given)
+        mask = cut_mask(logit, valid, cut_of(post, min_blob=0, **given))
         np.testing.assert_array_equal(mask, (prob > level) & valid)
-    raw = masks_of(logit, valid, post, min_blob=0)
+    raw = cut_mask(logit, valid, cut_of(post, min_blob=0))
     np.testing.assert_array_equal(raw, (expit(logit.astype(float)) > post["thresholds"][1]) & valid)
-    assert masks_of(logit, valid, post, ratio=1).sum() < masks_of(logit, valid, post, ratio=1, min_blob=0).sum()
+    least, free = (cut_mask(logit, valid, cut_of(post, ratio=1, **given)) for given in ({}, {"min_blob": 0}))
+    assert least.sum() < free.sum()
     with pytest.raises(InputError, match="fitted for 20, 50"):
         cut_of(post, ratio=500)
 
@@ -268,7 +269,7 @@ def test_final_report_fits_nothing(world, sets, single):
     hit = false = 0
     for path in sets["good"]["prob"]:
         logit, valid, target = world.read(path)
-        pred = masks_of(logit, valid, post, ratio=50) == 1
+        pred = cut_mask(logit, valid, cut_of(post, ratio=50))
         hit += (pred & (target == 1)).sum()
         false += (pred & (target == 0)).sum() * (1 if target[valid].any() else 50 * 15 / 21)
     assert line["precision"] == pytest.approx(hit / (hit + false))

@@ -31,7 +31,7 @@ CELLS = [path for path in SETTINGS if path.parent.name == "rts-matrix" and path.
 SCRIPTS = {"make_folds.py": make_folds, "train.py": train, "infer.py": infer, "ensemble.py": ensemble}
 # stands for python and torchrun in a recipe: notes the words, leaves what the next command looks for
 STAND_IN = """#!{python}
-import json, pathlib, runpy, sys
+import json, os, pathlib, runpy, sys
 words = sys.argv[1:]
 words = words[words.index("--") + 1 :] if "--" in words else words
 if words == ["-"]:
@@ -41,6 +41,10 @@ with open({log!r}, "a") as file:
     file.write(json.dumps(words) + "\\n")
 if words[0] == "train.py":
     run = pathlib.Path("runs", words[words.index("--run") + 1])
+    if run.name == os.environ.get("FAILS"):
+        print("said on the way")
+        print(os.environ["SAYS"], file=sys.stderr)
+        sys.exit(2)
     (run / "fold0").mkdir(parents=True, exist_ok=True)
     (run / "post.json").write_text("{{}}")
 if "--compare" in words:
@@ -83,7 +87,7 @@ def test_the_baseline_is_the_field_s_and_what_the_task_does_by_default():
 
 def test_each_cell_of_the_matrix_changes_one_thing():
     base, seen = settle("--task", "rts"), []
-    together = ({"arch", "encoder"}, {"loss", "tversky", "foreground"}, {"ratio", "ratio_epochs"}, {"ignore_rim"},
+    together = ({"arch", "encoder"}, {"loss", "tversky"}, {"ratio", "ratio_epochs"}, {"ignore_rim"},
                 {"soft_labels", "soft_width"}, {"scales_train"}, {"bands", "fusion"})  # fmt: skip
     for path in [*CELLS, *(RECIPES / f"rts-{name}.yaml" for name in ("ndvi", "dem", "all-bands", "late-fusion"))]:
         changed = differing(settle("--config", path), base)
@@ -97,12 +101,17 @@ def test_each_cell_of_the_matrix_changes_one_thing():
 
 
 def test_precision_weighs_more_in_the_tversky_cell():
-    alpha, beta = settle("--config", RECIPES / "rts-matrix" / "loss-tversky.yaml")["tversky"]
-    assert beta > alpha
+    found = settle("--config", RECIPES / "rts-matrix" / "loss-tversky.yaml")
+    alpha, beta = found["tversky"]
+    assert beta > alpha and found["foreground"]
+    assert settle("--task", "rts", "--loss", "tversky")["foreground"], "of the class alone without a second option"
 
 
-def commands_of(recipe: Path, folder: Path, *words, **environment) -> list[list[str]]:
-    """The commands that a recipe gives, run in an empty folder with a stand-in for python and torchrun."""
+def commands_of(recipe: Path, folder: Path, *words, said=None, **environment) -> list[list[str]]:
+    """The commands that a recipe gives, run in an empty folder with a stand-in for python and torchrun.
+
+    said: a list that gets its exit code, stdout and stderr; without one it must end well.
+    """
     log, stand_in = folder / "log", folder / "bin"
     stand_in.mkdir()
     (folder / "recipes").symlink_to(RECIPES)
@@ -112,7 +121,9 @@ def commands_of(recipe: Path, folder: Path, *words, **environment) -> list[list[
     path = {"PATH": f"{stand_in}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(recipe), *words], cwd=folder, env=os.environ | path | environment,
                           capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    if said is not None:
+        said += [done.returncode, done.stdout, done.stderr]
+    assert said or done.returncode == 0, done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -160,6 +171,48 @@ def test_a_stopped_matrix_goes_on(tmp_path):
     commands = commands_of(RECIPES / "rts-matrix.sh", tmp_path, "data", CELLS="baseline")
     resumed = [command[command.index("--run") + 1] for command in commands if "--resume" in command]
     assert resumed == ["rts-matrix-baseline-s2"]
+
+
+@pytest.mark.parametrize(("says", "goes_on"), [("error: collapsed: for 3 epochs, ...", True),
+                                               ("error: data: no such folder", False)])  # fmt: skip
+def test_the_matrix_goes_on_after_a_collapse_and_after_nothing_else(tmp_path, says, goes_on):
+    """Both end with the same code; what is left out of the comparison is named."""
+    said, failed = [], "rts-matrix-baseline-s2"
+    commands = commands_of(RECIPES / "rts-matrix.sh", tmp_path, "data", said=said, CELLS="baseline ratio-20",
+                           SEEDS="1 2", FAILS=failed, SAYS=says)  # fmt: skip
+    code, out, errors = said
+    assert (code == 0) == goes_on and says in errors and "said on the way" in out
+    assert ([command[0] for command in commands].count("train.py"), commands[-1][0]) == (
+        (4, "ensemble.py") if goes_on else (2, "train.py"))  # fmt: skip
+    assert goes_on == (f"without out-of-fold predictions of all folds: {failed}\n" in out)
+    assert failed not in commands[-1] or not goes_on
+
+
+def test_a_matrix_that_collapses_throughout_compares_nothing(tmp_path):
+    said = []
+    commands = commands_of(RECIPES / "rts-matrix.sh", tmp_path, "data", said=said, CELLS="baseline", SEEDS="1",
+                           FAILS="rts-matrix-baseline-s1", SAYS="error: collapsed: ...")  # fmt: skip
+    assert said[0] == 2 and "no run has been finished" in said[2] and commands[-1][0] == "train.py"
+
+
+def test_a_stopped_map_goes_on(tmp_path):
+    for fold in ("fold0", "fold1"):
+        (tmp_path / "runs" / "rts" / fold).mkdir(parents=True)
+        (tmp_path / "runs" / "rts" / fold / "last.pt").touch()
+    commands = commands_of(RECIPES / "rts-map.sh", tmp_path, "data", "scenes", "--epochs", "3")
+    assert [command[-1] for command in commands if command[0] == "train.py"] == ["--resume"]
+    assert not any("--resume" in command for command in commands if command[0] != "train.py")
+
+
+def test_the_demo_maps_anew_and_tests_with_one_view():
+    """A map of the model before must not be in the way, and thresholds were fitted without views."""
+    done = subprocess.run(["make", "-n", "demo", "TASK=rts", "VENV=none"], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    mapped = next(place for place, line in enumerate(lines) if "--scene " in line)
+    assert lines[mapped - 1].startswith("rm -rf demo/rts/map") and "--out demo/rts/map" in lines[mapped]
+    assert not any("--tta" in line for line in lines) and sum("--final-test" in line for line in lines) == 1
+    other = subprocess.run(["make", "-n", "demo", "VENV=none"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "--tta" in other and "rm -rf" not in other
 
 
 def test_the_map_looks_at_the_test_rows_after_the_calibration_and_once(tmp_path):
@@ -265,7 +318,7 @@ def test_the_best_of_the_short_runs_are_run_longer(home, monkeypatch, capsys):
     best = read_config("runs/s/best.yaml")
     assert best == {"task": "rts", "crop": 64, "lr": 0.003, "loss": ["focal"]}
     assert settle("--config", "runs/s/best.yaml", "--data", "d")["lr"] == 0.003
-    assert "python train.py --config runs/s/best.yaml" in capsys.readouterr().out
+    assert "python train.py --config runs/s/best.yaml --data d --run NAME" in capsys.readouterr().out
 
 
 def test_the_last_round_decides(home, monkeypatch):

@@ -13,7 +13,6 @@ from common.datasets import tile_photometry, tile_transforms
 from common.datasets.draws import generator
 from common.datasets.tile_photometry import PHOTOMETRIC
 from common.datasets.tile_transforms import (
-    COLOUR_TILE_PROBABILITIES,
     DEFAULT_TILE_PROBABILITIES,
     TILE_AUGMENTATIONS,
     TURNS,
@@ -69,9 +68,8 @@ def test_every_augmentation_builds_and_changes_the_tile(name, strength):
 
 def test_default_and_complete_sets_build_for_any_bands_and_sizes():
     assert set(DEFAULT_TILE_PROBABILITIES) < set(TILE_AUGMENTATIONS)
-    assert set(COLOUR_TILE_PROBABILITIES) < set(TILE_AUGMENTATIONS)
     for bands, height, width in ((1, 20, 33), (7, 40, 24), (9, 16, 16)):
-        for probabilities in (DEFAULT_TILE_PROBABILITIES, *((ALL, COLOUR_TILE_PROBABILITIES) if bands > 1 else ())):
+        for probabilities in (DEFAULT_TILE_PROBABILITIES, *([ALL] if bands > 1 else [])):
             image, target, valid = make(probabilities, bands)(*tile(height, width, bands), epoch=0, index=0)
             assert image.shape == (bands, height, width) and target.shape == valid.shape == (height, width)
     with pytest.raises(InputError, match="hflipp.*choose from hflip, vflip, rot90"):

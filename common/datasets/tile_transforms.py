@@ -122,15 +122,6 @@ DEFAULT_TILE_PROBABILITIES = {
     "contrast": 0.3,
     "band-jitter": 0.3,
 }
-# For pictures with red, green and blue among their bands, when no other band may change its values.
-COLOUR_TILE_PROBABILITIES = {
-    "hflip": 0.5,
-    "vflip": 0.5,
-    "rot90": 0.75,
-    "shift-scale-rotate": 0.5,
-    "elastic-fine": 0.3,
-    "colour-jitter": 0.5,
-}
 
 
 class TileAugment:

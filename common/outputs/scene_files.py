@@ -101,28 +101,3 @@ def write_raster(
     with cache_limit(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return atomic_write(path, write)
-
-
-def check_raster(path: str | Path, *, height: int, width: int, crs, transform, names: Sequence[str]) -> dict[str, str]:
-    """The tags of a map that is on the grid of its scene and holds the bands; InputError naming the file otherwise."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                found = {
-                    "size": file.shape,
-                    "CRS": file.crs,
-                    "georeference": file.transform,
-                    "bands": file.descriptions,
-                }
-                tags = file.tags()
-    except RasterioError as error:
-        raise InputError(f"{path}: not a readable raster ({error}); remove it and map the scene again") from error
-    near = found["georeference"].almost_equals(transform, precision=1e-9)
-    wanted = {"size": (height, width), "CRS": crs, "bands": tuple(names),
-              "georeference": found["georeference"] if near else transform}  # fmt: skip
-    for what, value in wanted.items():
-        if found[what] != value:
-            is_, should = (" ".join(str(part).split()) for part in (found[what], value))
-            raise InputError(f"{path}: its {what} is {is_}, the scene's is {should}; remove it and map the scene again")
-    return tags

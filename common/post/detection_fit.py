@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.metrics.curves import average_precision
 from common.metrics.objects import Matches, object_curve
 from common.post.calibration import fit_temperature, threshold_prob
-from common.post.detection_maps import Cut, Maps, Sample, cut_mask, histograms, match_outlines, sample_maps
+from common.post.detection_maps import Cut, Maps, Sample, histograms, match_outlines, sample_maps
 from common.post.prevalence import at_ratio, best_threshold, negative_weight, pixel_scores, ratio_table, tile_weights
 
 CHANCE = 1.5  # average precision, in prevalences, up to which a set knows nothing: a constant has 1
@@ -151,11 +151,6 @@ def cut_of(
         threshold = post["balanced"] if ratio == 1 else line["threshold"]
     small = post.get("min_blob", 0) if min_blob is None else min_blob
     return Cut(threshold, post["temperature"], int(small), least)
-
-
-def masks_of(logit, valid, post: dict, **options) -> np.ndarray:
-    """uint8 (H,W) mask of a map as post.json says: logit float32 (H,W), valid bool (H,W); options as `cut_of`."""
-    return cut_mask(logit, valid, cut_of(post, **options)).astype(np.uint8)
 
 
 def balanced_counts(counts, positive) -> np.ndarray:

@@ -6,6 +6,7 @@ from rasterio.enums import ColorInterp
 from test_label_grids import LEFT, METRES, TOP, blobs, error, slumps, write_polygons, write_tif
 
 from common.datasets import rts_files as rf
+from common.datasets.band_names import bands_of
 from common.datasets.places import GEOD, cluster_places, near_pairs, nearest_pair, place_of, region_names
 
 H, W = 40, 48
@@ -119,7 +120,7 @@ def test_tiles_that_metadata_does_not_name_are_left_out_and_told(data, capsys):
 
 def test_bands_by_name_from_image_and_extra(data):
     path = data / "PLANET-RGB" / "a1.tif"
-    assert rf.available_bands(data) == ["red", "green", "blue", "ndvi", "relative_elevation"]
+    assert bands_of(path) == ["red", "green", "blue", "ndvi", "relative_elevation"]
     tile = rf.read_tile(path, ("relative_elevation", "blue", "NDVI", "band1"))
     with rasterio.open(data / "EXTRA" / "a1.tif") as file:
         extra = file.read()
@@ -189,7 +190,7 @@ def test_an_alpha_band_is_a_label_and_no_mask(data, names, labels):
     tile = rf.read_tile(rows["path"][0])
     np.testing.assert_array_equal(tile, photo(0).astype(np.float32))
     np.testing.assert_array_equal(rf.read_label(rows["label"][2]), label_of(2) == 1)
-    assert rf.available_bands(data)[:4] == ["red", "green", "blue", "ndvi"]
+    assert bands_of(rows["path"][0])[:4] == ["red", "green", "blue", "ndvi"]
     assert list(rows["positive"]) == [True, False, True, False]
     error(lambda: rf.read_rows(data, labels=labels, bands=("red", "band4")), "band 4 is the label and an input")
     error(lambda: rf.read_rows(data, labels="band5"), "no band band5")
@@ -197,7 +198,7 @@ def test_an_alpha_band_is_a_label_and_no_mask(data, names, labels):
 
 def test_a_fourth_band_with_a_name_of_its_own_is_an_input(data):
     write_alpha(data, ("red", "green", "blue", "nir"))
-    assert rf.available_bands(data)[:4] == ["red", "green", "blue", "nir"]
+    assert bands_of(next(iter(rf.list_files(rf.image_folder(data)).values())))[:4] == ["red", "green", "blue", "nir"]
 
 
 def test_polygons_as_labels(data):
@@ -237,7 +238,7 @@ def test_wrong_folders_are_told(tmp_path):
     error(lambda: rf.read_rows(tmp_path / "no"), "no such folder", "--data")
     error(lambda: rf.read_rows(tmp_path), "PLANET-RGB, tiles, images")
     (tmp_path / "images").mkdir()
-    error(lambda: rf.available_bands(tmp_path), "images", "no .tif")
+    error(lambda: rf.read_rows(tmp_path), "images", "no .tif")
     for name in ("x.tif", "x.tiff"):
         write_tif(tmp_path / "images" / name, photo())
     error(lambda: rf.list_files(tmp_path / "images"), "both tile x")
@@ -281,7 +282,7 @@ def test_places_by_every_pair():
 def test_real_tiles_have_an_old_label_as_alpha(rts_data):
     old, new = rf.read_rows(rts_data, labels="band4"), rf.read_rows(rts_data, labels="labels_refined")
     assert len(old) == 5 and old["positive"].all() and new["region"].nunique() == 5
-    assert rf.available_bands(rts_data) == ["red", "green", "blue"]
+    assert bands_of(old["path"][0]) == ["red", "green", "blue"]
     for path, a, b in zip(old["path"], old["label"], new["label"], strict=True):
         with rasterio.open(path) as file:
             np.testing.assert_array_equal(rf.read_tile(path), file.read([1, 2, 3]))

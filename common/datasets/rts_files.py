@@ -63,11 +63,6 @@ def list_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def available_bands(data: str | Path) -> list[str]:
-    """Names of the bands that the tiles of a folder have, by its first tile: of the image, then of EXTRA."""
-    return bands_of(next(iter(list_files(image_folder(data)).values())))
-
-
 def read_rows(data: str | Path, *, bands=RGB, labels: str = "labels", require_labels: bool = True, label_map=None,
               near: float = NEAR) -> pd.DataFrame:  # fmt: skip
     """Rows sorted by id: id, path (of the image), group and region, lat, lon (degrees), train_class, uids ("" unknown).

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import ndimage
-from scipy.special import expit
+from scipy.special import expit, log_expit
 from sklearn.metrics import average_precision_score
 
 from common.errors import InputError
@@ -156,6 +156,22 @@ def test_temperature_finds_the_heat(single):
     assert single["blend"]["post"]["temperature"] > 1.2
     mass = single["reliability"]["after"]["weight"].sum()
     assert mass == pytest.approx(single["reliability"]["before"]["weight"].sum())
+
+
+def test_a_part_is_calibrated_at_its_own_ratio():
+    """Regions with many and with few negatives: each line is at 1:main by its own tiles; nan without any."""
+    world = World(regions=("a", "b", "c"), positives=3, negatives=6)
+    world.rows = world.rows[~world.rows["id"].isin(["b4", "b5", "b6", "b7", *(f"c{k}" for k in range(3, 9))])]
+    world.rows = world.rows.reset_index(drop=True)
+    frame = world.add("good")
+    table = world.judge({"good": frame})["tables"]["calibration"].set_index("left out")
+    for region, weight in (("a", 20 * 3 / 6), ("b", 20 * 3 / 2)):
+        ids = world.rows["id"][world.rows["group"] == region].tolist()
+        logit, target, positive = world.pixels(frame, ids)
+        loss = -log_expit(np.where(target == 1, logit, -logit).astype(float))
+        known = np.average(loss, weights=np.where(positive, 1, weight))
+        assert table["nll_before"][region] == pytest.approx(known, rel=1e-3)
+    assert np.isnan(table["nll_before"]["c"]) and np.isfinite(table["nll_before"]["all"])
 
 
 def test_objects_are_weighted_and_matched(single, world, sets):

@@ -180,7 +180,8 @@ def honest_tables(rows, maps: Maps, fits: Mapping, counted: Mapping, aim: Aim, s
     hist, ratios = fits["honest_hist"], sorted({*aim.ratios, aim.main})
     posts = [one["post"] for one in fits["nested"]]
     pooled, temperature = calibration_stack(maps, fits, aim)
-    left_out = dict(zip(part_names(rows, maps), zip(pooled, temperature, strict=True), strict=True))
+    each = zip(calibration_stack(maps, fits, aim, own=True)[0], temperature, strict=True)
+    left_out = dict(zip(part_names(rows, maps), each, strict=True))
     return {
         "pixel": pixel_table(hist.sum(0), counted, samples, maps.positive, ratios),
         "object": object_table(counted["matches"], maps.positive, ratios),
@@ -197,11 +198,17 @@ def part_names(rows: pd.DataFrame, maps: Maps) -> list[str]:
     return [f"half {part + 1}" if halves else " ".join(one) for part, one in enumerate(names)]
 
 
-def calibration_stack(maps: Maps, fits: Mapping, aim: Aim) -> tuple[np.ndarray, np.ndarray]:
-    """((P, 2, bins) honest histograms at the main ratio, (P,) temperatures fitted without each part)."""
-    positives, negatives = maps.tiles()
-    pooled = [at_ratio(one, aim.main, positives=positives, negatives=negatives) for one in fits["honest_hist"]]
-    return np.stack(pooled), np.array([one["post"]["temperature"] for one in fits["nested"]])
+def calibration_stack(maps: Maps, fits: Mapping, aim: Aim, *, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """((P, 2, bins) honest histograms, (P,) temperatures fitted without each part).
+
+    All of them together are at the main ratio; own: each by itself, all 0 where it lacks tiles of one kind.
+    """
+    weighted = []
+    for part, one in enumerate(fits["honest_hist"]):
+        positives, negatives = maps.tiles(part if own else None)
+        known = at_ratio(one, aim.main, positives=positives, negatives=negatives)
+        weighted.append(known if not own or (positives and negatives) else np.zeros_like(known))
+    return np.stack(weighted), np.array([one["post"]["temperature"] for one in fits["nested"]])
 
 
 def blend_of(maps: Maps, fits: Mapping, scores: Mapping[str, float], kind: str, seed: int) -> dict:

@@ -13,7 +13,7 @@ from common.files import atomic_write
 from common.outputs.tile_pictures import false_colour, rgb
 
 MOST = 2048  # pixels of the longer side
-ROWS = 16  # of the picture, read at a time
+PIECE = (512, 8192)  # rows and columns of the scene that are read at a time, or one pixel of the picture
 LINE = "#e6007e"  # a hue that no ground has
 LEAST = 8  # pixels: what is smaller gets a ring, else it would not be seen
 
@@ -31,13 +31,17 @@ def draw_scene(scene, shapes: Iterable, path: str | Path, *, most: int = MOST) -
 
 
 def overview(scene, most: int) -> tuple[np.ndarray, int]:
-    """(uint8 RGB (h,w,3), how many pixels of the scene each of its pixels is wide), read strip by strip."""
+    """(uint8 RGB (h,w,3), how many pixels of the scene each of its pixels is wide), read piece by piece."""
     factor = math.ceil(max(scene.height, scene.width) / most)
-    width, parts = math.ceil(scene.width / factor), []
-    for y in range(0, scene.height, ROWS * factor):
-        rows = min(ROWS, math.ceil((scene.height - y) / factor))
-        parts.append(scene.read(y, 0, rows * factor, width * factor, size=(rows, width)))
-    return false_colour(np.concatenate(parts, axis=1), scene.bands), factor
+    size = [math.ceil(side / factor) for side in (scene.height, scene.width)]
+    steps = [max(1, side // factor) for side in PIECE]
+    tile = np.zeros((len(scene.bands), *size), np.float32)
+    for y in range(0, size[0], steps[0]):
+        for x in range(0, size[1], steps[1]):
+            part = tile[:, y : y + steps[0], x : x + steps[1]]
+            rows, columns = part.shape[1:]
+            part[:] = scene.read(y * factor, x * factor, rows * factor, columns * factor, size=(rows, columns))
+    return false_colour(tile, scene.bands), factor
 
 
 def draw_outline(picture: np.ndarray, shape) -> None:

@@ -269,6 +269,17 @@ def test_without_a_crs_there_is_no_geojson(tmp_path):
     assert facts["crs"] is None or "Undefined" in facts["crs"]
 
 
+@pytest.mark.parametrize("read", [CRS.from_wkt, pyproj.CRS.from_user_input])
+def test_a_local_crs_has_no_areas_and_no_geojson(tmp_path, read):
+    crs = read('LOCAL_CS["mine",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]')
+    table = trace(whole(np.ones((9, 9))), transform=Affine.identity(), crs=crs)
+    assert np.isnan(table["area_m2"]).all() and table["pixels"].tolist() == [81]
+    (path,) = write_polygons(tmp_path / "map", table, crs)
+    assert "mine" in pyogrio.read_info(path)["crs"]
+    with pytest.raises(InputError, match="local one; assign it with gdal_edit.py -a_srs"):
+        trace(whole(np.ones((9, 9))), transform=Affine.identity(), crs=crs, min_area_m2=1)
+
+
 def test_a_polygon_over_the_antimeridian_is_cut_there(tmp_path):
     x, y = pyproj.Transformer.from_crs(4326, 32601, always_xy=True).transform(180, 70)
     crs, transform = CRS.from_epsg(32601), from_origin(x - 150, y, 3, 3)

@@ -68,6 +68,13 @@ class Tracer:
         return closed
 
 
+def crs_on_earth(crs) -> pyproj.CRS | None:
+    """A CRS (rasterio's, pyproj's or text) for areas and degrees; None without one, or for a local one that does not
+    say where on the Earth it lies."""
+    crs = None if crs is None else pyproj.CRS.from_user_input(crs)
+    return None if crs is None or crs.geodetic_crs is None else crs
+
+
 def ring_areas(rings: Rings, transform, crs: pyproj.CRS) -> np.ndarray:
     """Signed geodesic area in m2 of every ring, on the ellipsoid of the CRS: shells one sign, holes the other."""
     x, y = apply_transform(rings.corners.astype(np.float64), transform).T
@@ -146,15 +153,19 @@ def trace(
     """A row per 8-connected blob of the mask, in raster order of the blobs' first pixels.
 
     strips: (y0, mask bool (h,W), prob float32 (h,W)) from top to bottom without gaps, of any heights. transform: the
-    scene's affine transform; crs: its CRS (rasterio's, pyproj's or text), None where it has none.
+    scene's affine transform; crs: its CRS (rasterio's, pyproj's or text), None where it has none; a local one
+    counts as none.
     Columns: id 1, 2, …; geometry, shapely Polygon (MultiPolygon where pixels touch diagonally only) in the scene's
     CRS, holes kept, valid; area_m2, geodesic, of all pixels (NaN without a CRS); mean_prob, max_prob; pixels; row,
     column of the first pixel. Blobs under min_area_m2 or min_pixels are left out. simplify: tolerance in px, 0 keeps
     every pixel corner.
     """
+    crs = crs_on_earth(crs)
     if crs is None and min_area_m2 > 0:
-        raise InputError("a smallest area in m2 needs a scene with a CRS; georeference the scene or leave it out")
-    crs = None if crs is None else pyproj.CRS.from_user_input(crs)
+        raise InputError(
+            "a smallest area in m2 needs a scene with a CRS, one of the Earth and not a local one; "
+            "assign it with gdal_edit.py -a_srs EPSG:…, or leave the area out"
+        )
     settings = {"min_area_m2": min_area_m2, "min_pixels": min_pixels, "simplify": simplify}
     tracer, tables = Tracer(), []
     for y0, mask, prob in strips:
@@ -189,7 +200,8 @@ def write_layer(path: Path, table: pd.DataFrame, crs, layer: str, driver: str, o
 def write_polygons(path: str | Path, table: pd.DataFrame, crs) -> list[Path]:
     """Write `path`.gpkg in the scene's CRS and `path`.geojson in EPSG:4326 (RFC 7946: cut at the antimeridian).
 
-    table: from `trace`, may be empty; crs as there; without one (None) there is no GeoJSON. Each file is written
+    table: from `trace`, may be empty; crs as there; without one (None), or with a local one, there
+    is no GeoJSON. Each file is written
     atomically, equal tables give equal bytes; returns the paths.
     """
     path = Path(path)
@@ -200,7 +212,7 @@ def write_polygons(path: str | Path, table: pd.DataFrame, crs) -> list[Path]:
         atomic_write(written[0], lambda temporary: write_layer(temporary, table, crs, path.name, "GPKG", {}))
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": stamp})
-    if crs is not None:
+    if crs_on_earth(crs) is not None:
         written.append(path.with_name(f"{path.name}.geojson"))
         options = {"RFC7946": "YES"}
         atomic_write(written[1], lambda temporary: write_layer(temporary, table, crs, path.name, "GeoJSON", options))

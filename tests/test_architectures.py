@@ -211,6 +211,13 @@ def test_pyramid_has_the_strides_of_a_convolutional_encoder():
     assert grads == {"pyramid"}, "what stands after the transformer is new and learns"
 
 
+def test_drop_path_is_refused_where_there_is_none():
+    with pytest.raises(InputError, match="--drop-path 0.2: vit-sam3_small has no stochastic depth"):
+        Segmenter(
+            arch="fpn", encoder="vit-sam3_small", channels=3, classes=2, rgb=(0, 1, 2), bands=PHOTO, drop_path=0.2
+        )
+
+
 def test_mask2former_scores_a_class_by_its_queries():
     pytest.importorskip("transformers")
     decoder = shaken(mask2former.QueryDecoder([8, 8, 8, 8], 3))

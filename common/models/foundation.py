@@ -58,6 +58,8 @@ def make_vit(name: str, channels: int, bands, drop_path: float) -> nn.Module:
     if name in GEO:
         return GeoViT(channels, **GEO[name], bands=tuple(bands), drop_path=drop_path)
     if name in SAM3:
+        if drop_path:
+            raise InputError(f"--drop-path {drop_path:g}: {PREFIX}{name} has no stochastic depth; leave it out")
         return Sam3ViT(channels, **SAM3[name])
     options = {"pretrained": False, "in_chans": channels, "num_classes": 0, "drop_path_rate": drop_path}
     try:

@@ -15,11 +15,11 @@ from scipy.special import expit
 from common.errors import InputError
 from common.metrics.objects import Matches
 from common.post.calibration import scale
-from common.post.detection_fit import cut_of
+from common.post.detection_fit import BLOB_IOU, cut_of
 from common.post.detection_maps import Cut, cut_mask, match_cut, mix_logits
 
-LIMITS = (0.3, 0.5, 0.1)  # IoU from which a predicted blob counts as a true one
-LEAST_FOUND = 0.1  # a true blob of which a smaller share is found is missed
+LEAST_FOUND = 0.1  # true blobs of which a smaller share is found are all alike: missed
+HALF_FOUND = 0.5  # a true blob of which so much is found is not missed
 NEAR = 1.6  # sides of a blob that its picture shows
 LEAST_PX = 160
 
@@ -91,8 +91,9 @@ def scan_maps(maps: HonestMaps, ratios: Sequence[float], positive: np.ndarray, m
     """One pass over the tiles: {"matches": {"raw", "outlines" or ratio: [n Matches]}, "false", "missed": [Blob]}.
 
     "outlines" are masks at the threshold of the largest balanced IoU. Of these: false, blobs of highest mean
-    probability in tiles without the class; missed, true ones: the largest of which less than LEAST_FOUND is found, then
-    those of which least is. Of each `most` at most and one a tile. positive: (n,) bool.
+    probability in tiles without the class; missed, true ones of which less than HALF_FOUND is found: the largest
+    under LEAST_FOUND, then those of which least is. Of each `most` at most and one a tile. Matches are at BLOB_IOU.
+    positive: (n,) bool.
     """
     cuts = {"raw": None, "outlines": 1} | {ratio: ratio for ratio in ratios}
     matches: dict[object, list[Matches]] = {name: [] for name in cuts}
@@ -101,11 +102,12 @@ def scan_maps(maps: HonestMaps, ratios: Sequence[float], positive: np.ndarray, m
         logit, valid, target = maps.read(place)
         for name, ratio in cuts.items():
             cut = maps.cut(place, ratio)
-            matches[name].append(match_cut(cut_mask(logit, valid, cut), target, valid, logit, cut, LIMITS))
+            matches[name].append(match_cut(cut_mask(logit, valid, cut), target, valid, logit, cut, (BLOB_IOU,)))
         cut = maps.cut(place, 1)
         pred, prob = cut_mask(logit, valid, cut), expit(scale(logit, cut.temperature))
         if positive[place]:
-            missed += sorted(blobs_of(target, prob, pred, place, cut.min_blob), key=by_found)[:1]
+            blobs = blobs_of(target, prob, pred, place, cut.min_blob)
+            missed += sorted((blob for blob in blobs if blob.found < HALF_FOUND), key=by_found)[:1]
         else:
             false += sorted(blobs_of(pred, prob, pred, place, 0), key=by_prob)[:1]
     return {

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from common.errors import InputError
-from common.outputs.detection_blobs import Blob, window_of
+from common.outputs.detection_blobs import HALF_FOUND, Blob, window_of
 from common.outputs.detection_figures import probability, probability_legend, probability_picture
 from common.outputs.figures import jpeg_uri
 from common.outputs.report import heading, number, paragraph
@@ -50,8 +50,10 @@ def pictures_section(facts: dict) -> list[str]:
     blocks += [blob_card(facts, blob) for blob in scan["false"]] or [
         paragraph(f"No blob is predicted in the {facts['negatives']} tiles without {name}.", kind="why alone")
     ]
-    blocks.append(heading("Missed: the true blobs of which least is found"))
-    blocks += [blob_card(facts, blob) for blob in scan["missed"]]
+    blocks.append(heading(f"Missed: true blobs of which less than {100 * HALF_FOUND:.0f} % is found"))
+    blocks += [blob_card(facts, blob) for blob in scan["missed"]] or [
+        paragraph("None missed: of every true blob at least so much is found.", kind="why alone")
+    ]
     inside = np.flatnonzero(facts["positive"])
     iou = facts["tiles"].set_index(facts["tiles"]["id"].astype(str)).loc[facts["ids"], "iou"].to_numpy(float)[inside]
     best = inside[np.argsort(-np.nan_to_num(iou), kind="stable")][: facts["pictures"]]

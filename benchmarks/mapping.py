@@ -28,6 +28,7 @@ from common.engine.tiling import predict_scene
 
 WINDOW, MEAN, STD = 512, 100.0, 40.0
 BANDS = ("red", "green", "blue")
+MOST_SHARE = 0.1  # of the model's time, that stitching and tracing may take
 
 
 class Timed(torch.nn.Module):
@@ -120,6 +121,7 @@ def measure_share(side: int, device: torch.device, amp, batch_size: int, folder:
     print(f"scene of {side}x{side}, U-Net of ResNet34 on {device}, {amp or 'fp32'}: {model.windows} windows")
     print(f"model {model.seconds:.2f} s; stitching and store {rest:.2f} s ({rest / model.seconds:.1%} of the model's);"
           f" tracing {polygons} polygons {traced:.2f} s ({traced / model.seconds:.1%})")  # fmt: skip
+    assert rest + traced < MOST_SHARE * model.seconds, "stitching and tracing take too large a share"
 
 
 def measure_memory(side: int, folder: Path) -> None:

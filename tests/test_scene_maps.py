@@ -335,6 +335,18 @@ def test_a_map_is_calibrated_by_the_temperature(home):
     assert facts["pixels"].sum() == (known_prob(tile) > 0.7).sum()
 
 
+def test_a_threshold_so_near_to_1_that_float32_rounds_it_cuts_as_on_tiles(home):
+    """Logits of the scene go beyond 20: the map says 1 there, and its mask is that of the logits."""
+    limit = 1 - 1e-10
+    save_run(home, "sure", [{"gain": 4.2}], post=POST | {"threshold": limit})
+    path = mapped(home, run="sure")
+    tile, _ = tiny_scenes.draw_scene()
+    logit = 4.2 * (tile[0].astype(float) - EDGE) / 10.0
+    wanted = ((logit > np.log(limit) - np.log1p(-limit)) & (tile != 0).any(0)).sum()
+    _, facts = polygons(path.with_suffix(".gpkg"))
+    assert facts["pixels"].sum() == wanted and 0 < wanted < (values_of(path)[0] == 1).sum()
+
+
 def test_a_run_without_post_is_mapped_uncalibrated(home, capsys):
     save_run(home, "raw", [{}], post=None)
     path = mapped(home, run="raw")

@@ -116,11 +116,11 @@ def open_prior(path: str | Path, *, height: int, width: int, crs: CRS | None, tr
 
 
 def limit(prob: np.ndarray, prior: np.ndarray, below: float) -> np.ndarray:
-    return np.where(prior < below, np.float32(0), prob)
+    return np.where(prior < below, prob.dtype.type(0), prob)
 
 
 def multiply_odds(prob: np.ndarray, prior: np.ndarray, _below: float) -> np.ndarray:
-    prior = np.clip(prior, 1 - MOST, MOST).astype(np.float32)
+    prior = np.clip(prior, 1 - MOST, MOST).astype(prob.dtype)
     for_it, against = prob * prior, (1 - prob) * (1 - prior)
     return np.where(np.isnan(prior), prob, for_it / (for_it + against))
 
@@ -129,9 +129,9 @@ MODES = {"limit": limit, "odds": multiply_odds}
 
 
 def apply_prior(prob: np.ndarray, prior: np.ndarray, *, mode: str = "limit", below: float = 0.05) -> np.ndarray:
-    """float32 probabilities after a prior of the same shape; where the prior is NaN they stay.
+    """Probabilities, in the type of `prob`, after a prior of the same shape; where the prior is NaN they stay.
 
     mode "limit": 0 where the prior is under `below`. "odds": odds(prob) * odds(prior), Bayes' rule for a model that
     learnt at even odds and evidence of its own: a prior of .5 changes nothing; odds beyond 999:1 count as 999:1.
     """
-    return MODES[mode](np.asarray(prob, np.float32), prior, below).astype(np.float32, copy=False)
+    return MODES[mode](np.asarray(prob), prior, below)

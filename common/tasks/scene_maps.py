@@ -193,23 +193,22 @@ def fingerprint(
 
 
 def calibrated(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """float32 (h,w): the second of the probabilities (2,h,w), its logit divided by the temperature."""
-    if temperature == 1.0:
-        return probs[1]
+    """The second of the probabilities (2,h,w), its logit divided by the temperature: float64 (h,w), since thresholds of
+    clean maps lie so near to 1 that float32 rounds them to it."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        low, high = np.log(probs)
-        prob = 1 / (1 + np.exp((low - high) / np.float32(temperature)))
-    return np.nan_to_num(prob, nan=0.0).astype(np.float32)  # both are 0 where there is no data
+        low, high = np.log(probs.astype(np.float64))
+        prob = 1 / (1 + np.exp((low - high) / temperature))
+    return np.nan_to_num(prob, nan=0.0)  # both are 0 where there is no data
 
 
 def finished_strips(strips: Iterator, temperature: float, prior, settings: dict) -> Iterator:
-    """(first row, values (1[+1],h,W), valid) with calibrated probabilities, after the prior."""
+    """(first row, values float64 (1[+1],h,W), valid) with calibrated probabilities, after the prior."""
     for y, values, valid in strips:
         prob = calibrated(values[:2], temperature)
         if prior is not None:
             area = prior.read(y, 0, *prob.shape)
             prob = apply_prior(prob, area, mode=settings["prior_mode"], below=settings["prior_below"])
-        yield y, np.concatenate([prob[None], values[2:]]).astype(np.float32), valid
+        yield y, np.concatenate([prob[None], values[2:]]), valid
 
 
 def map_scene(path: Path, target: Path, models: list, cut, views, settings, machine,
@@ -237,7 +236,8 @@ def write_map(scene, target: Path, predicted: Callable, spec: dict, cut, setting
     grid = grid_of(scene)
     with open_prior(settings["prior"], **grid) if settings["prior"] else nullcontext() as prior:
         strips = lambda: finished_strips(predicted(), cut.temperature, prior, settings)  # noqa: E731
-        found = trace(((y, (values[0] > cut.threshold) & valid, values[0]) for y, values, valid in strips()),
+        found = trace(((y, (values[0] > cut.threshold) & valid, values[0].astype(np.float32))
+                       for y, values, valid in strips()),
                       transform=scene.transform, crs=scene.crs, min_area_m2=settings["min_area"],
                       min_pixels=cut.min_blob, simplify=settings["simplify"])  # fmt: skip
         found = found[found["mean_prob"] >= cut.least].reset_index(drop=True)
@@ -248,7 +248,8 @@ def write_map(scene, target: Path, predicted: Callable, spec: dict, cut, setting
                 "blob_mean": repr(float(cut.least)), "temperature": repr(float(cut.temperature)),
                 "bands": " ".join(spec["bands"]), "damaged": json.dumps(list(scene.damaged.values()))}  # fmt: skip
         names = [spec["outputs"][1], *(["spread"] if settings["spread"] else [])]
-        write_raster(target, strips, names=names, tags=tags, **grid)
+        rounded = lambda: ((y, values.astype(np.float32), valid) for y, values, valid in strips())  # noqa: E731
+        write_raster(target, rounded, names=names, tags=tags, **grid)
     area = f", {found['area_m2'].sum() / 1e6:.3f} km2" if scene.crs is not None else ""
     print(f"{scene.path.name}: {len(found)} polygons{area} -> {target}, {', '.join(p.name for p in written)}")
 

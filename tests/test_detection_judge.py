@@ -268,8 +268,6 @@ def test_masks_follow_post(world, sets, single):
     for given, level in (({}, post["threshold"]), ({"threshold": 0.3}, 0.3), ({"ratio": 1}, post["balanced"])):
         mask = cut_mask(logit, valid, cut_of(post, min_blob=0, **given))
         np.testing.assert_array_equal(mask, (prob > level) & valid)
-    raw = cut_mask(logit, valid, cut_of(post, min_blob=0))
-    np.testing.assert_array_equal(raw, (expit(logit.astype(float)) > post["thresholds"][1]) & valid)
     least, free = (cut_mask(logit, valid, cut_of(post, ratio=1, **given)) for given in ({}, {"min_blob": 0}))
     assert least.sum() < free.sum()
     with pytest.raises(InputError, match="fitted for 20, 50"):

@@ -47,8 +47,7 @@ def post_of(hist, tiles: tuple[int, int], aim: Aim) -> dict:
 
     tiles: (with the class, without). temperature: fitted at the main ratio (among the positive tiles where there are
     no others); threshold (calibrated probability), ratio, target_precision; ratios {"200": line of ratio_table};
-    balanced: the threshold of the largest balanced IoU; thresholds [1 - t, t]: the main one as uncalibrated
-    probabilities; min_blob. `with_blobs` adds the limits of blobs.
+    balanced: the threshold of the largest balanced IoU; min_blob. `with_blobs` adds the limits of blobs.
     """
     positives, negatives = tiles
     known = {"positives": positives, "negatives": negatives}
@@ -57,7 +56,6 @@ def post_of(hist, tiles: tuple[int, int], aim: Aim) -> dict:
     table = ratio_table(hist, ratios, **known, target_precision=aim.precision, temperature=temperature)
     lines = {key_of(ratio): plain(line) for ratio, line in zip(ratios, table.to_dict("records"), strict=True)}
     threshold = lines[key_of(aim.main)]["threshold"]
-    raw = uncalibrated(threshold, temperature)
     return {
         "temperature": temperature,
         "threshold": threshold,
@@ -65,7 +63,6 @@ def post_of(hist, tiles: tuple[int, int], aim: Aim) -> dict:
         "target_precision": aim.precision,
         "ratios": lines,
         "balanced": threshold_prob(best_threshold(at_ratio(hist, 1, **known)), temperature),
-        "thresholds": [1 - raw, raw],
         "min_blob": int(aim.min_blob),
     }
 
@@ -117,12 +114,6 @@ def plain(line: dict) -> dict:
     """Numbers as JSON has them: None for nan, no NumPy types."""
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in line.items()}
     return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
-
-
-def uncalibrated(threshold: float, temperature: float) -> float:
-    """The uncalibrated probability that a threshold of the calibrated one stands for."""
-    odds = temperature * (np.log(threshold) - np.log1p(-threshold))
-    return float(1 / (1 + np.exp(-odds)))
 
 
 def cut_of(

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from common.datasets.tiles import as_sample, collate
 from common.engine.device import Machine
-from common.engine.predict import predict
+from common.engine.predict import of_one_size, predict
 from common.engine.rows import make_loader
 from common.errors import InputError
 from common.metrics.segmentation import counts_of
@@ -267,3 +267,18 @@ def test_counts_follow_the_maps(tmp_path):
     before, after = counts_of(frame, CLASSES), counts_of(again, CLASSES)
     np.testing.assert_array_equal(after[0], np.roll(before[0], 1, axis=1))
     np.testing.assert_array_equal(after[1:], before[1:])
+
+
+def test_a_batch_in_small_parts_is_the_same_set():
+    """Parts of at most so many pixels, one map at least; nothing is lost, doubled or out of its order."""
+    batch = collate([Tiles()[(0, index)] for index in range(len(SIZES))])
+    for most in (1, 100, 700, 10**9, None):
+        parts = list(of_one_size(batch, most))
+        assert [name for part in parts for name in part["id"]] == batch["id"]
+        for part in parts:
+            height, width = part["size"][0]
+            assert set(part["size"]) == {(height, width)} and part["image"].shape[-2:] == (height, width)
+            assert most is None or len(part["id"]) == 1 or len(part["id"]) * height * width <= most
+            for row, name in enumerate(part["id"]):
+                sample = Tiles()[(0, batch["id"].index(name))]
+                assert all(torch.equal(part[key][row], sample[key]) for key in ("image", "target", "valid", "data"))

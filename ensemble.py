@@ -17,7 +17,7 @@ from common.engine import runs
 from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.metrics.gates import check_gates
+from common.metrics.gates import check_gates, say_gates
 from common.post.blend import load_blend, save_blend
 from common.session import begin, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
@@ -45,7 +45,7 @@ def parser_of(task):
     what.add_argument("--fit-post", action="store_true", help="write post.json of the runs again")
     what.add_argument("--baselines", action=FLAG, default=True, help="score simple models beside (--runs)")
     if task.gates:
-        what.add_argument("--gates", choices=list(task.gates), help="scores that must be reached; exit code 4 if not")
+        what.add_argument("--gates", choices=list(task.gates), help="scores that must be reached; exit code 1 if not")
     what.add_argument("--report", action=FLAG, default=True, help="write report.html")
     what.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     task.add_arguments(parser, "ensemble")
@@ -193,12 +193,13 @@ def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> 
 
 
 def pass_gates(task, judgement: dict, level: str | None) -> int:
-    """0 where no gates were asked for or all are passed, else 4; prints the table."""
+    """0 where no gates were asked for or all are passed, else 1; prints the table and the verdict."""
     if level is None:
         return 0
     table = check_gates(judgement["metrics"], task.gates[level])
-    print(f"gates, {level}:\n{table.round(4).to_string(index=False)}")
-    return 0 if table["passed"].all() else 4
+    for line in say_gates(table, level):
+        print(line)
+    return 0 if table["passed"].all() else 1
 
 
 def main(argv=None):

@@ -25,6 +25,7 @@ def parser_of(task):
     folds.add_argument(
         "--hold", nargs="+", metavar="ID", help="instead of a scheme: these rows are fold 0, all others are trained on"
     )
+    folds.add_argument("--leave-out", nargs="+", default=[], metavar="ID", help="with --hold: rows that are neither")
     folds.add_argument("--seed", type=int, default=42, help="of the search")
     folds.add_argument("--out", type=Path, help="file to write (default: folds.csv in the data folder)")
     folds.add_argument("--force", action="store_true", help="replace folds.csv if it is there with other folds")
@@ -42,8 +43,10 @@ def main(argv=None):
     args = session.args
     rows, test = task.read_rows(session.data, session.settings), task.read_test(session.data)
     test = test[~test["path"].isin(rows["path"])].reset_index(drop=True)  # --labels may have made it a training row
+    if args.leave_out and not args.hold:
+        raise InputError("--leave-out: goes with --hold, a scheme deals all rows; give both")
     if args.hold:
-        fold, group = hold_out(rows, args.hold)
+        fold, group = hold_out(rows, args.hold, args.leave_out)
     else:
         more = task.fold_options(session.settings)
         fold, group = task.make_folds(rows, scheme=args.scheme, folds=args.folds, seed=args.seed, **more)

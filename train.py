@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.datasets.folds import TEST, check_groups, folds_hash, join_folds, read_folds, write_folds
+from common.datasets.folds import TEST, UNUSED, check_groups, folds_hash, join_folds, read_folds, write_folds
 from common.engine import device as devices
 from common.engine import runs
 from common.engine.batch_size import AUTO, known_batch_size, measure_batch_size
@@ -148,8 +148,9 @@ def choose_folds(session, known: list[int]) -> list:
 
 
 def split_rows(rows, fold):
-    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, test rows no part."""
-    rows = rows[rows["fold"] != TEST]
+    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, test rows and unused ones
+    have no part."""
+    rows = rows[~rows["fold"].isin((TEST, UNUSED))]
     if fold == "all":
         return rows.reset_index(drop=True), None
     held = rows["fold"] == fold

@@ -135,3 +135,8 @@ def slumps_empty(slumps_home, tmp_path) -> Path:
     """A working folder with the same data/ and folds, and no run."""
     shutil.copytree(slumps_home / "data", tmp_path / "home" / "data")
     return tmp_path / "home"
+
+
+@pytest.fixture
+def landslide_data() -> Path:
+    return real_data("landslide")

@@ -195,7 +195,7 @@ def test_broken_files(file, tmp_path):
         (table.assign(id=["ID01", *table["id"][1:]]), "ID01"),
         (table.assign(fold=["", *fold[1:]]), "1 rows have no fold"),
         (table.assign(fold=["1.5", *fold[1:]]), "ID00"),
-        (table.assign(fold=["-3", *fold[1:]]), "ID00"),
+        (table.assign(fold=["-4", *fold[1:]]), "ID00"),
         (table.assign(fold=["3" if f == "2" else f for f in fold]), "[0, 1, 3]"),
         (table.assign(fold="0"), "[0]"),
     ]
@@ -245,3 +245,23 @@ def test_real_rows_by_every_scheme(biomass_data, scheme):
         scheme, (5, {"group_date_state": 30, "stratified": 357}.get(scheme, 10))
     )
     assert set(fold) == set(range(folds)) and len(set(group)) == groups
+
+
+def test_a_published_split_with_rows_that_are_neither():
+    rows = pd.DataFrame({"id": list("abcde")})
+    fold, group = F.hold_out(rows, ["b"], ["c", "e"])
+    assert fold.tolist() == [F.ALWAYS, 0, F.UNUSED, F.ALWAYS, F.UNUSED]
+    assert group.tolist() == ["rest", "held", "left out", "rest", "left out"]
+    for held, left, told in ((["x"], [], "--hold x"), (["a"], ["y"], "--leave-out y"), (["a"], ["a"], "--leave-out a"),
+                             (["a", "b"], ["c", "d", "e"], "nothing is left")):  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            F.hold_out(rows, held, left)
+
+
+def test_unused_rows_are_neither_trained_nor_validated():
+    from train import split_rows
+
+    rows = pd.DataFrame({"id": list("abcd"), "fold": [F.ALWAYS, 0, F.UNUSED, F.TEST]})
+    train, valid = split_rows(rows, 0)
+    assert train["id"].tolist() == ["a"] and valid["id"].tolist() == ["b"]
+    assert split_rows(rows, "all")[0]["id"].tolist() == ["a", "b"]

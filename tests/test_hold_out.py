@@ -42,3 +42,11 @@ def test_ids_that_make_no_split_are_refused(moon, capsys, ids, said):
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error
     assert not (moon / "data" / "folds.csv").exists()
+
+
+def test_rows_between_the_two_are_neither(moon, capsys):
+    assert hold(moon, "t3", more=("--leave-out", "t4", "t5")) == 0
+    table = read_folds(moon / "data" / "folds.csv").set_index("id")["fold"]
+    assert set(table.index[table == -3]) == {"t4", "t5"} and (table == -2).sum() == 9
+    assert tiny_data.call("make_folds", "--task", "moon", "--data", "data", "--leave-out", "t4", cwd=moon) == 2
+    assert "--leave-out: goes with --hold" in capsys.readouterr().err

@@ -452,8 +452,9 @@ def test_comparison_gates_and_post_again(slumps_copy, monkeypatch, capsys):
     assert json.loads((run / "post.json").read_text()) == post
     words = ("ensemble", "--runs", "one", "--no-report", "--no-baselines", "--gates")
     monkeypatch.setitem(RTS.gates, "production", RTS.gates["production"] | {"balanced_iou": 0.999})
-    call(home, *words, "production", code=4)
-    assert re.search(r"balanced_iou +0\.999 .*False", capsys.readouterr().out)
+    call(home, *words, "production", code=1)
+    said = capsys.readouterr().out
+    assert re.search(r"FAIL  balanced_iou .*needed 1\.00\)", said) and re.search(r"production: \d of 4 not met", said)
     monkeypatch.setitem(RTS.gates, "minimum", {"balanced_iou": 0.3})
     call(home, *words, "minimum")
     known = set(RTS.gates["production"]) | {"object_precision_500"}

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,8 @@ def test_npy_slices_are_read_by_window_and_a_broken_one_is_named(rows, tmp_path)
     (tmp_path / "broken.npy").write_bytes(b"no array")
     paths = [str(tmp_path / name) for name in ("slice.npy", "broken.npy", "gone.npy")]
     slices = pd.DataFrame({"id": ["a", "b", "c"], "path": paths})
-    store = TileStore(slices, PLAIN, SOURCE, cache=str(tmp_path / "cache"))
+    source = replace(SOURCE, mapped=True)
+    store = TileStore(slices, PLAIN, source, cache=str(tmp_path / "cache"))
     assert isinstance(store.tile(0), np.memmap) and not (tmp_path / "cache").exists(), "it is its own cache"
     channels, valid, label = store.window(0, 20, 10, 8, 8)
     assert channels.dtype == np.float32 and label is None
@@ -183,8 +185,18 @@ def test_npy_slices_are_read_by_window_and_a_broken_one_is_named(rows, tmp_path)
     for index, name in ((1, "broken.npy"), (2, "gone.npy")):
         with pytest.raises(InputError, match=f"{name}: not a readable npy tile"):
             store.tile(index)
-    seen = TileDataset(slices, PLAIN, SOURCE, cache=None, on_bad="mark")
+    seen = TileDataset(slices, PLAIN, source, cache=None, on_bad="mark")
     assert [seen[(0, index)]["bad"] for index in range(3)] == [False, True, True]
+
+
+def test_npy_tiles_of_a_source_that_does_not_map_them_are_read_by_its_reader(rows, tmp_path):
+    """Such a file may hold other bands and values for no data."""
+    np.save(tmp_path / "raw.npy", np.full((2, 8, 8), -3.4e38, np.float32))
+    reader = lambda path, bands: np.where(np.load(path) < -1e30, 0, np.load(path))[: len(bands)]  # noqa: E731
+    raw = pd.DataFrame({"id": ["a"], "path": [str(tmp_path / "raw.npy")]})
+    for cache in (None, str(tmp_path / "cache")):
+        store = TileStore(raw, PLAIN, replace(SOURCE, read_tile=reader), cache=cache)
+        assert store.tile(0).max() == store.tile(0).min() == 0
 
 
 # samples

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.errors import InputError
 
 FOLDS = 5
-TEST, ALWAYS = -1, -2  # folds of rows that are never trained or tuned on, and of rows trained on in every fold
+# folds of rows that are never trained or tuned on, of rows trained on in every fold, and of rows that are left out
+TEST, ALWAYS, UNUSED = -1, -2, -3
 REMAKE = "make it again with make_folds.py"
 LEAKS = (
     "scheme stratified leaks: it splits groups, so that rows of one date and place are on both sides and scores come"
@@ -182,13 +184,13 @@ def read_folds(path) -> pd.DataFrame:
         twice = table["id"][table["id"].duplicated()]
         raise InputError(f"{path} holds {twice.nunique()} ids more than once, {twice.iloc[0]} for one; {REMAKE}")
     fold = pd.to_numeric(table["fold"], errors="coerce")
-    wrong = table["id"][~((fold >= ALWAYS) & (fold % 1 == 0))]
+    wrong = table["id"][~((fold >= UNUSED) & (fold % 1 == 0))]
     if len(wrong):
         raise InputError(
-            f"{path}: {len(wrong)} rows have no fold (a whole number from {ALWAYS}), {wrong.iloc[0]} for one; {REMAKE}"
+            f"{path}: {len(wrong)} rows have no fold (a whole number from {UNUSED}), {wrong.iloc[0]} for one; {REMAKE}"
         )
     table["fold"] = fold.astype(int)
-    held = sorted(set(table["fold"]) - {TEST, ALWAYS})
+    held = sorted(set(table["fold"]) - {TEST, ALWAYS, UNUSED})
     if held != list(range(len(held))) or len(held) + (table["fold"] == ALWAYS).any() < 2 or not held:
         raise InputError(f"{path} holds the folds {held}, not 0, 1, 2 ... without a gap; {REMAKE}")
     for name in table.columns.difference(["id", "path", "group", "fold"]):
@@ -234,18 +236,24 @@ def check_groups(rows, path="folds.csv") -> None:
             raise InputError(f"{path}: group {group} straddles the folds {', '.join(map(str, held))}; {REMAKE}")
 
 
-def hold_out(rows, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(rows, ids: list[str], unused: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """(fold, group) of a split that someone else has published: the ids are fold 0, all other rows are trained on.
 
-    InputError for an id that is not in `rows`, or where nothing is left to train on.
+    unused: ids that are neither, between the two. InputError for an id that is not in `rows`, one on both lists, or
+    where nothing is left to train on.
     """
-    unknown = sorted(set(ids) - set(rows["id"]))
-    if unknown or set(ids) >= set(rows["id"]):
-        raise InputError(
-            f"--hold {unknown[0] if unknown else '…'}: name some of the ids of the data, not others or all"
-        )
-    held = rows["id"].isin(ids).to_numpy()
-    return np.where(held, 0, ALWAYS), np.where(held, "held", "rest")
+    for option, named in (("--hold", ids), ("--leave-out", unused)):
+        unknown = sorted(set(named) - set(rows["id"]))
+        if unknown:
+            raise InputError(f"{option} {unknown[0]}: is no id of the data; name some of its ids")
+    both = sorted(set(ids) & set(unused))
+    if both:
+        raise InputError(f"--leave-out {both[0]}: is named by --hold too; name it once")
+    if set(ids) | set(unused) >= set(rows["id"]):
+        raise InputError("--hold …: nothing is left to train on; name some of the ids of the data, not others or all")
+    held, left = (rows["id"].isin(named).to_numpy() for named in (ids, unused))
+    fold = np.where(held, 0, np.where(left, UNUSED, ALWAYS))
+    return fold, np.where(held, "held", np.where(left, "left out", "rest"))
 
 
 def quantile_bins(values, count: int = 5) -> np.ndarray:

@@ -32,6 +32,7 @@ class Source:
     files_of: Callable[[str], list[Path]]  # path of a row -> all files that its tile is read from
     size_of: Callable[[str], tuple[int, int]]  # (H, W) where the tile itself cannot be read
     label_files: Callable[[str], list] = itself  # label of a row -> all files that it is read from
+    mapped: bool = False  # npy tiles are as the model takes them, bands in order and 0 for no data: read by window
 
 
 def texture_maps(tile: np.ndarray, spec: dict) -> np.ndarray | None:
@@ -65,9 +66,9 @@ class TileStore:
         self.memory: dict[tuple[str, int], object] = {}
 
     def tile(self, index: int) -> np.ndarray:
-        """Raw bands (C,H,W); an npy slice is its own cache."""
+        """Raw bands (C,H,W); a mapped npy tile is its own cache."""
         path, bands = self.paths[index], self.spec["bands"]
-        if Path(path).suffix == ".npy":
+        if self.source.mapped and Path(path).suffix == ".npy":
             return self.held("tile", index, lambda: open_slice(path))
         make = lambda: self.source.read_tile(path, bands)  # noqa: E731
         return self.held("tile", index, lambda: self.stored("tile", index, {"bands": bands}, make))

@@ -37,3 +37,12 @@ def check_gates(scores: Mapping[str, float], gates: Mapping[str, float]) -> pd.D
         passed = not math.isnan(reached) and reached >= needed
         lines.append({"gate": name, "needed": float(needed), "reached": reached, "passed": passed})
     return pd.DataFrame(lines, columns=["gate", "needed", "reached", "passed"])
+
+
+def say_gates(table: pd.DataFrame, level: str) -> list[str]:
+    """A line for each gate of `check_gates`, PASS or FAIL, and the verdict."""
+    width = max(map(len, table["gate"]))
+    lines = [f"{'PASS' if passed else 'FAIL'}  {gate:{width}}  {reached:.4f}  (needed {needed:.2f})"
+             for gate, needed, reached, passed in table.itertuples(index=False)]  # fmt: skip
+    missed = int((~table["passed"]).sum())
+    return [*lines, f"gates, {level}: {f'{missed} of {len(table)} not met' if missed else 'all met'}"]

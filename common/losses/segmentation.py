@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from common.errors import InputError
+from common.losses.ordinal import ORDINAL, smoothed_shares
 from common.losses.segmentation_terms import LOSSES, Pixels
+from common.ordinal import class_logits, head_outputs
 from common.precision import full_precision
 
 # Settings of a whole training phase, by name: A for pretraining, B for what is handed in.
@@ -58,8 +60,13 @@ def build_loss(
     tversky: tuple[float, float] = (0.7, 0.3),
     foreground: bool = False,
     ramp: Mapping[str, tuple[float, int]] = RAMP,
+    head: str = "softmax",
+    ordinal_weight: float = 0.3,
+    ordinal_smoothing: float = 0.0,
 ) -> "SegmentationLoss":
-    """The loss of a run: loss(logits (B,K,H,W), batch) -> {"loss": scalar with gradient, parts without}.
+    """The loss of a run: loss(outputs (B,L,H,W), batch) -> {"loss": scalar with gradient, parts without}.
+
+    outputs are what `head` gives: logits (L = K), or levels (L = K - 1) of an ordinal head, see common/ordinal.py.
 
     batch: "target" integers (B,H,W), "valid" bool (B,H,W), "epoch"; "soft" float (B,H,W), where there is one: the
     confidence in 0..1 that a pixel is of class 1, which stands for the target in cross-entropy, focal, dice and tversky
@@ -73,6 +80,10 @@ def build_loss(
     tversky         weights of false negatives (alpha) and of false positives (beta): beta > alpha favours precision.
     foreground      dice and tversky over the outputs after the first, in batches without them too; see tversky_loss.
     ramp            {part: (share of its weight in epoch 0, epochs until all of it)}, linear; needs batch["epoch"].
+    head            "coral", "corn": the parts look at the class probabilities of the levels, and ordinal_weight times
+                    the head's own loss is added (the part "coral" or "corn"; 0 leaves it out).
+    ordinal_smoothing   share of a label that goes to the neighbouring classes, of any head; it stands for the target
+                    where soft labels would.
     """
     outputs = list(outputs)
     numbers = {
@@ -81,8 +92,12 @@ def build_loss(
         "--border-weight": border_weight,
         "--pair-weight": pair_weight,
         "--tversky": min(tversky),
+        "--ordinal-weight": ordinal_weight,
     }
     check_numbers(numbers, border_width)
+    head_outputs(head, len(outputs))
+    if not 0 <= ordinal_smoothing < 1:
+        raise InputError(f"--ordinal-smoothing {ordinal_smoothing}: it must be a number from 0 up to below 1")
     options = {
         "focal": {"alpha": class_weights(focal_alpha, outputs), "gamma": focal_gamma},
         "dice": {"foreground": foreground},
@@ -95,7 +110,9 @@ def build_loss(
         },
         "mcc": {"phi": mcc_phi},
     }
-    return SegmentationLoss(classes=len(outputs), parts=resolve_parts(loss), options=options, ramp=dict(ramp))
+    parts = resolve_parts(loss)
+    own = {"head": head, "ordinal_weight": float(ordinal_weight), "smoothing": float(ordinal_smoothing)}
+    return SegmentationLoss(classes=len(outputs), parts=parts, options=options, ramp=dict(ramp), **own)
 
 
 def check_numbers(numbers: Mapping[str, float], border_width: int) -> None:
@@ -139,27 +156,38 @@ class SegmentationLoss:
     parts: dict[str, float]
     options: dict[str, dict]
     ramp: dict[str, tuple[float, int]]
+    head: str = "softmax"
+    ordinal_weight: float = 0.0
+    smoothing: float = 0.0
 
-    def __call__(self, logits: torch.Tensor, batch: dict) -> dict:
-        with full_precision(logits.device):
-            pixels = self.pixels(logits, batch)
+    def __call__(self, outputs: torch.Tensor, batch: dict) -> dict:
+        with full_precision(outputs.device):
+            valid = batch["valid"].to(outputs.device)
+            outputs = torch.where(valid.unsqueeze(1), outputs.float(), 0.0)
+            pixels = self.pixels(self.class_logits(outputs), valid, batch)
             terms = {name: evaluate(name, pixels, self.options) for name in self.parts}
             loss = sum(self.weight(name, batch) * term for name, term in terms.items())
+            if self.head in ORDINAL and self.ordinal_weight:
+                terms[self.head] = ORDINAL[self.head](outputs, batch["target"].to(outputs.device), valid)
+                loss = loss + self.ordinal_weight * terms[self.head]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def pixels(self, logits: torch.Tensor, batch: dict) -> Pixels:
-        valid = batch["valid"].to(logits.device)
+    def class_logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the head gives -> (B,K,H,W) float32 whose softmax are the class probabilities."""
+        return class_logits(outputs, self.head)
+
+    def pixels(self, logits: torch.Tensor, valid: torch.Tensor, batch: dict) -> Pixels:
         target = batch["target"].to(logits.device)
-        soft = batch["soft"].to(logits.device) if "soft" in batch else None
-        if soft is not None and self.classes != 2:
-            raise InputError(f"soft labels are for 2 outputs, not for {self.classes}; leave them off")
         classes = torch.arange(self.classes, device=logits.device).view(1, -1, 1, 1)
-        return Pixels(
-            logits=torch.where(valid.unsqueeze(1), logits.float(), 0.0),
-            hot=(target.unsqueeze(1) == classes) & valid.unsqueeze(1),
-            valid=valid.float(),
-            share=None if soft is None else shares_of(soft, valid),
-        )
+        hot = (target.unsqueeze(1) == classes) & valid.unsqueeze(1)
+        share = smoothed_shares(hot, self.smoothing) if self.smoothing else None
+        if "soft" in batch:
+            if self.classes != 2:
+                raise InputError(f"soft labels are for 2 outputs, not for {self.classes}; leave them off")
+            if self.smoothing:
+                raise InputError("--ordinal-smoothing: these labels are soft already; leave one of the two off")
+            share = shares_of(batch["soft"].to(logits.device), valid)
+        return Pixels(logits=logits, hot=hot, valid=valid.float(), share=share)
 
     def weight(self, name: str, batch: dict) -> float:
         share = ramp_share(self.ramp, name, int(batch["epoch"])) if name in self.ramp else 1.0

@@ -1,6 +1,5 @@
 """The segmenter: bands of a tile -> logits per class, an architecture and encoder of smp (and timm) by name."""
 
-import copy
 import difflib
 
 import segmentation_models_pytorch as smp
@@ -13,12 +12,16 @@ from common.models.attention import FullResolution, channels_only
 from common.models.foundation import PREFIX, dpt_net, is_vit, register_vit
 from common.models.late_fusion import LateEncoder, check_late
 from common.models.mask2former import mask2former_net
+from common.models.net_facts import idle_weights, size_multiple
+from common.models.ordinal import OrdinalHead, SpatialAttention
 from common.models.stereo import split_decay
+from common.ordinal import HEADS, head_outputs
 
 DECODER = (256, 128, 64, 32, 16)
 ATTENTIONS = ("none", "cse", "scse")
 STEMS = ("half", "full")
 FUSIONS = ("early", "late")
+SPATIAL = ("none", "head", "bottleneck")
 STEM_WIDTH = 32  # channels of the stem at full resolution: a convolution there costs 4 times one at half of it
 ARCHS = {  # class in smp, and what it takes beside the common arguments; its own dropout is left to --dropout
     name: (getattr(smp, class_name), own)
@@ -46,7 +49,7 @@ FRESH = (".join.", ".pyramid.")  # parts of an encoder that no weight file has
 
 
 class Segmenter(nn.Module):
-    """Logits of K classes for every pixel of an image of C channels; any height and width.
+    """Logits of K classes (or K - 1 levels) for every pixel of an image of C channels; any height and width.
 
     All arguments are plain types: `Segmenter(**spec["model"])` rebuilds the model and never downloads.
 
@@ -59,6 +62,8 @@ class Segmenter(nn.Module):
     dropout    of whole channels before the head; drop_path: of residual branches, rising with the depth
     fusion     "late": one encoder for the channels `rgb` (indices of red, green, blue) and one for the others, see
                models/late_fusion.py; bands: names of the channels, which SatMAE's encoders need
+    head       "softmax": K logits; "coral", "corn": K - 1 levels of ordered classes, see common/ordinal.py
+    spatial_attention   on the features before the "head", or on the deepest of the encoder ("bottleneck")
 
     `net` is the smp model with smp's names: for arch unet with attention none or scse and stem half, the state dict
     is that of smp.Unet under `net.`. Raises InputError for names and combinations that cannot be built.
@@ -79,15 +84,25 @@ class Segmenter(nn.Module):
         fusion: str = "early",
         rgb=None,
         bands=(),
+        head: str = "softmax",
+        spatial_attention: str = "none",
     ):
         super().__init__()
         self.arch, self.encoder_name, self.channels, self.classes = arch, encoder, int(channels), int(classes)
         decoder = tuple(int(width) for width in decoder)
-        check_options(arch, encoder, attention, decoder, stem, dropout, fusion, self.channels, rgb)
+        self.head, self.spatial_attention = head, spatial_attention
+        check_options(
+            arch, encoder, attention, decoder, stem, dropout, fusion, self.channels, rgb, head, spatial_attention
+        )
         common = {"attention": attention, "decoder": decoder, "drop_path": drop_path}
         build = late_net if fusion == "late" else build_net
-        self.net = build(arch, encoder, self.channels, self.classes, **common, rgb=rgb, bands=tuple(bands))
+        answers = 1 if head == "coral" else head_outputs(head, self.classes)
+        self.net = build(arch, encoder, self.channels, answers, **common, rgb=rgb, bands=tuple(bands))
         self.full = self._full_stem() if stem == "full" else None
+        self.ordinal = None if head == "softmax" else OrdinalHead(self.net.segmentation_head, head, self.classes)
+        if self.ordinal is not None:
+            self.net.segmentation_head = nn.Identity()  # so that --init takes no softmax head for it
+        self.spatial = None if spatial_attention == "none" else SpatialAttention()
         self.dropout = nn.Dropout2d(dropout)
         self.multiple = LARGER_MULTIPLES.get(arch) or size_multiple(self.net.encoder)
         self.idle = idle_weights(self.net, encoder, self.channels, self.multiple)
@@ -106,7 +121,9 @@ class Segmenter(nn.Module):
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Image (B,C,H,W) -> logits (B,K,H,W); padded by reflection to what the encoder needs, and cut back.
+        """Image (B,C,H,W) -> logits (B,K,H,W), of an ordinal head levels (B,K-1,H,W).
+
+        Padded by reflection to what the encoder needs, and cut back.
 
         Raises InputError for another number of channels.
         """
@@ -116,10 +133,15 @@ class Segmenter(nn.Module):
         # channels last: a step of a ResNet18 U-Net on a CPU takes .47 s instead of .62
         padded = reflected(image, self.multiple).contiguous(memory_format=torch.channels_last)
         features = self.net.encoder(padded)
+        if self.spatial_attention == "bottleneck":
+            features = [*features[:-1], self.spatial(features[-1])]
         decoded = self.net.decoder(features)
         if self.full is not None:
             decoded = self.full(features[0], decoded)
-        return self.net.segmentation_head(self.dropout(decoded))[..., :height, :width]
+        if self.spatial_attention == "head":
+            decoded = self.spatial(decoded)
+        answer = self.ordinal or self.net.segmentation_head
+        return answer(self.dropout(decoded))[..., :height, :width]
 
     def _rest(self):
         for name, parameter in self.net.named_parameters():  # DDP waits for every parameter that wants a gradient
@@ -183,13 +205,15 @@ def first_convolution(module: nn.Module, channels: int) -> list[str]:
     return []
 
 
-def check_options(arch: str, encoder: str, attention: str, decoder: tuple, stem: str, dropout, fusion, channels, rgb):
+def check_options(arch, encoder, attention, decoder: tuple, stem, dropout, fusion, channels: int, rgb, head, spatial):
     """Names that exist and options the architecture has, else InputError."""
     for option, value, known in (
         ("--arch", arch, ARCHS),
         ("--attention", attention, ATTENTIONS),
         ("--stem", stem, STEMS),
         ("--fusion", fusion, FUSIONS),
+        ("--head", head, HEADS),
+        ("--spatial-attention", spatial, SPATIAL),
     ):
         if value not in known:
             raise InputError(f"{option} {value}: choose one of {', '.join(known)}")
@@ -211,6 +235,8 @@ def check_options(arch: str, encoder: str, attention: str, decoder: tuple, stem:
         raise InputError(f"--attention {attention}: needs widths of --decoder of at least 16, got {min(decoder)}")
     if dropout and arch == "mask2former":
         raise InputError(f"--dropout {dropout}: would drop whole classes of --arch mask2former; say --dropout 0")
+    if spatial == "head" and arch == "mask2former":
+        raise InputError("--spatial-attention head: --arch mask2former has no features there; say bottleneck or none")
     wrong = check_late(fusion, channels, rgb)
     if wrong:
         raise InputError(f"--fusion {fusion}: {wrong}")
@@ -268,31 +294,6 @@ def set_drop_path(encoder: nn.Module, rate: float, name: str):
         raise InputError(f"--drop-path {rate}: {name} has no such branches; try --encoder tu-{name} or leave it out")
     for branch, share in zip(branches, torch.linspace(0, 1, len(branches) + 1)[1:].tolist(), strict=True):
         branch.drop_prob = rate * share
-
-
-def size_multiple(encoder: nn.Module) -> int:
-    """Height and width must be multiples of it: the deepest stride, times the attention window where it is fixed."""
-    windows = [max(m.partition_size) for m in encoder.modules() if hasattr(m, "partition_size")]  # MaxViT, CoAtNet
-    return int(encoder.output_stride) * max(windows, default=1)
-
-
-def idle_weights(net: nn.Module, encoder: str, channels: int, multiple: int) -> frozenset[str]:
-    """Names of the parameters that no logit depends on; shapes alone are computed, no numbers.
-
-    InputError for an encoder that takes one size of picture only.
-    """
-    shadow = copy.deepcopy(net).to("meta").eval().requires_grad_()
-    try:
-        logits = shadow.segmentation_head(
-            shadow.decoder(shadow.encoder(torch.empty(1, channels, multiple, 2 * multiple, device="meta")))
-        )
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"--encoder {encoder}: takes pictures of one size only ({str(error)[:120]}); "
-            "use a convolutional one, mit_b0 … mit_b5 or a MaxViT"
-        ) from error
-    logits.sum().backward()
-    return frozenset(name for name, parameter in shadow.named_parameters() if parameter.grad is None)
 
 
 def reflected(image: torch.Tensor, multiple: int) -> torch.Tensor:

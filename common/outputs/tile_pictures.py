@@ -188,10 +188,11 @@ def draw_tile_sheet(images, targets, valid, ids, *, bands, outputs, path: str | 
 def draw_tile_samples(images, targets, preds, valid, ids, *, bands, outputs, path: str | Path) -> Path:
     """Picture (.png or .jpg) with image, truth, prediction and error of each tile; arguments of `draw_tile_sheet`.
 
-    preds: int (n, H, W), the class predicted.
+    preds: int (n, H, W), the class predicted. Tiles of different sizes are given as lists.
     """
     names, lines = next(iter(combinations_of(bands).values())), []
-    for image, target, pred, known, name in zip(*map(np.asarray, (images, targets, preds, valid)), ids, strict=True):
+    for *arrays, name in zip(images, targets, preds, valid, ids, strict=True):
+        image, target, pred, known = map(np.asarray, arrays)  # one by one: tiles may be of different sizes
         panels = [("", false_colour(image, bands, valid=known)), ("truth", class_picture(target, outputs, known))]
         panels += [("prediction", class_picture(pred, outputs, known)), ("error", error_picture(target, pred, known))]
         lines.append({"name": str(name), "caption": f"true: {shares_text(target, outputs, known)}", "panels": panels})

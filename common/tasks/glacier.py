@@ -11,22 +11,19 @@ import pandas as pd
 
 from common.datasets import blocks, demo_glacier, hkh
 from common.datasets import glacier_files as files
-from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.cache import inputs_hash
-from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import FOLDS, TEST
 from common.datasets.locate import KAGGLE_INPUT
-from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
 from common.engine.runs import locked
 from common.metrics.gates import check_gates
 from common.metrics.pixel_baselines import constant_score, logistic_score
 from common.metrics.segmentation import class_table, confusion, mcc
 from common.outputs.segmentation_report import write_segmentation_report
-from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
 from common.post.mask_blend import BLENDS, apply_blend
 from common.tasks import segmentation_post as maps
 from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
 
 BANDS = tuple(files.BANDS)
@@ -131,23 +128,11 @@ def size_of(path: str) -> tuple[int, int]:
     return profile["height"], profile["width"]
 
 
-def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
-    """Findings that need the pixels: train against test, fold against fold, near-duplicates across a split."""
+def study_data(rows, test, fold, settings: dict, **studies) -> list[str]:
+    """The findings of study_tiles; the tiles of Test/ are rows of their own."""
     both = pd.concat([rows[["id", "path"]], test], ignore_index=True)
-    is_test, lines = np.arange(len(both)) >= len(rows), []
-    if adversarial:
-        values, names, tile = block_statistics(both["path"], files.read_tile, BANDS)
-        answer = adversarial_auc(values, is_test[tile], names, groups=both["id"].to_numpy(str)[tile])
-        lines += adversarial_lines("train against test", answer)
-        known = tile < len(rows)
-        groups = both["id"].to_numpy(str)[tile[known]]
-        for answer in fold_adversarial(values[known], np.asarray(fold)[tile[known]], names, groups=groups):
-            lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
-    if duplicates:
-        hashes = hash_photos(list(both["path"]), lambda path: false_colour(files.read_tile(path), BANDS))
-        side = np.concatenate([np.asarray(fold, float), np.full(len(test), -1.0)])
-        lines += duplicate_lines(near_duplicates(hashes, both["id"], side), "tiles")
-    return lines
+    side = np.concatenate([np.asarray(fold), np.full(len(test), TEST)])
+    return study_tiles(both, side, both["id"], files.read_tile, BANDS, **studies)
 
 
 def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
@@ -175,21 +160,6 @@ def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, floa
     scores = {"constant": constant_score(known, **pixels, classes=len(outputs))}
     scores["logistic"] = logistic_score(known, **pixels, classes=len(outputs))
     return scores | ({"reachable": facts["best"]} if "best" in facts else {})
-
-
-def sheet(batch: dict, spec: dict, path: Path) -> Path:
-    return draw_tile_sheet(batch["image"].numpy(), batch["target"].numpy(), batch["valid"].numpy(), batch["id"],
-                           bands=spec["inputs"], outputs=spec["outputs"], path=path)  # fmt: skip
-
-
-def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path) -> None:
-    """Some validation tiles with truth, prediction and error."""
-    shown = frame.attrs["shown"]
-    some = rows[rows["id"].isin(shown)]
-    tiles = [files.read_tile(name) for name in some["path"]]
-    targets = [files.read_label(name, spec["label_map"]) for name in some["label"]]
-    draw_tile_samples(tiles, targets, [shown[name] for name in some["id"]], [(t != 0).any(0) for t in tiles],
-                      list(some["id"]), bands=spec["bands"], outputs=spec["outputs"], path=path)  # fmt: skip
 
 
 def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:
@@ -265,5 +235,4 @@ TASK = make_segmentation_task(
     baselines=baselines,
     report=report,
     exports={"solution": partial(maps.export_solution, values=VALUES)},
-    draw={"sheet": sheet, "samples": samples},
 )

@@ -14,25 +14,21 @@ import pandas as pd
 
 from common.datasets import demo_rts, regions
 from common.datasets import rts_files as files
-from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.band_names import NUMBERED, described, find_bands
-from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
-from common.datasets.folds import TEST
 from common.datasets.label_grids import compare_labels, label_files
 from common.datasets.locate import KAGGLE_INPUT
-from common.datasets.tile_statistics import block_statistics
 from common.datasets.tiles import Source
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.gates import check_gates
 from common.outputs.detection_figures import draw_pr_curve
 from common.outputs.detection_report import write_detection_report
-from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet, false_colour
 from common.post.mask_blend import apply_blend
 from common.tasks import rare_class as rare
 from common.tasks.scene_maps import add_scene_options, map_scenes
 from common.tasks.segmentation import make_segmentation_task
 from common.tasks.segmentation import write as write_tiles
+from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
 from common.tasks.segmentation_post import read_truth_folder
 
@@ -164,7 +160,7 @@ def check_folds(rows: pd.DataFrame, fold: np.ndarray, path: Path, settings: dict
     return [*lines, f"distances: {path}"]
 
 
-def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicates: bool) -> list[str]:
+def study_data(rows, test, fold, settings: dict, **studies) -> list[str]:
     """What two sets of labels differ by, and findings that need all pixels."""
     data, lines = Path(rows["path"].iloc[0]).parent.parent, []
     if settings["compare_labels"]:
@@ -172,35 +168,7 @@ def study_data(rows, test, fold, settings: dict, *, adversarial: bool, duplicate
         lines.append(f"{settings['labels'] or 'labels'} against {settings['compare_labels']}, which counts as true:")
         known = parse_label_map(settings["label_map"])
         lines.append(compare_labels(rows, rows["label"], other, label_map=known).round(3).to_string(index=False))
-    if adversarial:
-        values, names, tile = block_statistics(rows["path"], files.read_tile, files.RGB)
-        sides, groups = np.asarray(fold)[tile], rows["region"].to_numpy(str)[tile]
-        if (sides == TEST).any():
-            answer = adversarial_auc(values, sides == TEST, names, groups=groups)
-            lines += adversarial_lines("train against test", answer)
-        for answer in fold_adversarial(values, sides, names, groups=groups):
-            lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
-    if duplicates:
-        hashes = hash_photos(list(rows["path"]), lambda path: false_colour(files.read_tile(path), files.RGB))
-        lines += duplicate_lines(near_duplicates(hashes, rows["id"], np.asarray(fold, float)), "tiles")
-    return lines
-
-
-def sheet(batch: dict, spec: dict, path: Path) -> Path:
-    return draw_tile_sheet(batch["image"].numpy(), batch["target"].numpy(), batch["valid"].numpy(), batch["id"],
-                           bands=spec["inputs"], outputs=spec["outputs"], path=path)  # fmt: skip
-
-
-def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path) -> None:
-    """Some validation tiles with truth, prediction and error, those with slumps first."""
-    shown = frame.attrs["shown"]
-    some = rows[rows["id"].isin(shown)]
-    tiles = [files.read_tile(name, spec["bands"]) for name in some["path"]]
-    targets = [files.read_label(name, spec["label_map"]) for name in some["label"]]
-    valid = [(t != 0).any(0) & (y != files.IGNORED) for t, y in zip(tiles, targets, strict=True)]
-    draw_tile_samples(tiles, [np.where(v, y, 0) for v, y in zip(valid, targets, strict=True)],
-                      [shown[name] for name in some["id"]], valid, list(some["id"]), bands=spec["bands"],
-                      outputs=spec["outputs"], path=path)  # fmt: skip
+    return lines + study_tiles(rows, fold, rows["region"], files.read_tile, files.RGB, **studies)
 
 
 def add_arguments(parser, script: str) -> None:
@@ -299,6 +267,6 @@ TASK = make_segmentation_task(
     jobs={"calibrate": rare.calibrate, "final_test": rare.final_test},
     map_scenes=map_with_blobs,
     report=report,
-    draw={"sheet": sheet, "samples": samples, "curve": draw_pr_curve},
+    curve=draw_pr_curve,
 )
 TASK = replace(TASK, make_spec=partial(make_spec, family=TASK.make_spec))

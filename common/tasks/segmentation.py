@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.datasets.crops import IGNORED
+from common.datasets.inputs import valid_pixels
 from common.datasets.tiles import Source, collate, init_worker
 from common.engine.checkpoint import initial_checkpoint, load_checkpoint, whole_state
 from common.engine.schedule import Stage
@@ -19,6 +21,7 @@ from common.models.segmenter import Segmenter
 from common.models.transfer import init_from
 from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, write_set
 from common.outputs.masks import validate_masks, write_masks
+from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet
 from common.tasks.base import Task
 from common.tasks.segmentation_data import open_rows, open_training, prepare
 from common.tasks.segmentation_options import add_options, add_post_options, parse_pair
@@ -154,6 +157,32 @@ def write(frame: pd.DataFrame, data: Path, folder: Path, *, read_test: Callable)
     return folder / "masks"
 
 
+# pictures
+
+
+def sheet(batch: dict, spec: dict, path: Path) -> Path:
+    """Picture of a batch as it is trained on: image (B,C,H,W), target (B,H,W), valid (B,H,W) and id of `collate`."""
+    arrays = (batch[name].numpy() for name in ("image", "target", "valid"))
+    return draw_tile_sheet(*arrays, batch["id"], bands=spec["inputs"], outputs=spec["outputs"], path=path)
+
+
+def samples(frame: pd.DataFrame, rows: pd.DataFrame, spec: dict, path: Path, *, source: Source) -> None:
+    """Picture of some validation tiles: image, truth, prediction and error where the tile has data and its label says
+    what is there. frame.attrs["shown"]: {id: predicted classes (H,W)}; rows: id, path and label of these at least."""
+    shown = frame.attrs["shown"]
+    some = rows[rows["id"].isin(shown)]
+    tiles = [source.read_tile(name, spec["bands"]) for name in some["path"]]
+    labels = [source.read_label(name, spec["label_map"]) for name in some["label"]]
+    valid = [valid_pixels(tile) & (label != IGNORED) for tile, label in zip(tiles, labels, strict=True)]
+    targets = [np.where(known, label, 0) for known, label in zip(valid, labels, strict=True)]
+    preds = [shown[name] for name in some["id"]]
+    draw_tile_samples(tiles, targets, preds, valid, list(some["id"]), bands=spec["bands"], outputs=spec["outputs"],
+                      path=path)  # fmt: skip
+
+
+# sets and the task
+
+
 def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
     for frame in frames:
         frame.attrs = {}
@@ -178,13 +207,14 @@ def make_segmentation_task(
     search: Callable[[], list[Path]] = lambda: [Path("weights")],
     add_post: Callable = add_post_options,
     spec: dict | None = None,
+    curve: Callable | None = None,
     **own,
 ) -> Task:
     """A Task of the family; `own` are the fields that only the competition knows (readers, defaults, gates …).
 
     outputs_of(rows or set) -> classes of these labels, which may be fewer than `outputs`; label_maps(rows, settings)
     -> {raw value: class index}; read_test(data) -> rows without labels; add_post(parser): options of what is made of
-    maps; spec: what make_spec adds.
+    maps; spec: what make_spec adds; curve(set, path) -> path: a picture of a fold's predictions beside the family's.
     """
 
     def options(parser, script):
@@ -223,5 +253,6 @@ def make_segmentation_task(
         "concat": concat,
         "write": partial(write, read_test=read_test),
         "run_name": partial(run_name, name=name),
+        "draw": {"sheet": sheet, "samples": partial(samples, source=source)} | ({"curve": curve} if curve else {}),
     }
     return Task(name=name, slug=slug, family="segmentation", outputs=outputs, bands=bands, **family | own)

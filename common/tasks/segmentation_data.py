@@ -1,17 +1,23 @@
-"""Rows of the segmentation family as datasets: whole tiles for inference, planned crops for training."""
+"""Rows of the segmentation family as datasets: whole tiles for inference, planned crops for training; their study."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.crops import CropPlan, plan_crops
+from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
+from common.datasets.folds import TEST
 from common.datasets.ratio_plan import RatioPlan, plan_ratio
 from common.datasets.soft_targets import edge_confidence, ignore_rim
+from common.datasets.tile_statistics import block_statistics
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TileAugment
 from common.datasets.tiles import Source, TileDataset, TileStore, collate, init_worker
 from common.errors import InputError
+from common.outputs.tile_pictures import false_colour
 from common.tasks.augmentation import parse_augment
 from common.tasks.base import Prepared
 from common.tasks.segmentation_options import RATIO, parse_factors, parse_pair
@@ -125,3 +131,32 @@ def prepare(model, train_rows, valid_rows, spec, settings, run: Path, device, *,
     shares = {name: [float(v) for v in getattr(plan, name)] for name in names}
     facts = {"sampler": settings["sampler"], "classes": list(plan.classes), **shares}
     return Prepared(dataset, valid, collate, init_worker, said=say_plan(plan, settings, dataset.count), facts=facts)
+
+
+def study_tiles(
+    tiles: pd.DataFrame,
+    side: Sequence[int],
+    group: Sequence,
+    read_tile: Callable,
+    bands: Sequence[str],
+    *,
+    adversarial: bool,
+    duplicates: bool,
+) -> list[str]:
+    """Findings that need the pixels: test against the rest, fold against fold, near-duplicates between any two sides.
+
+    tiles: id and path of n tiles; side: (n,) the fold of each, TEST for those of the test set; group: (n,) what is held
+    out as a whole, so that recognising a place does not count; read_tile(path) -> float32 (C,H,W) of the C `bands`, 0
+    in all where there is no data. Its InputErrors are passed on.
+    """
+    side, group, lines = np.asarray(side, int), np.asarray(group, str), []
+    if adversarial:
+        values, names, tile = block_statistics(tiles["path"], read_tile, bands)
+        at, groups = side[tile], group[tile]
+        lines += adversarial_lines("train against test", adversarial_auc(values, at == TEST, names, groups=groups))
+        for answer in fold_adversarial(values, at, names, groups=groups):
+            lines += adversarial_lines(f"fold {answer['fold']} against the others", answer)
+    if duplicates:
+        hashes = hash_photos(list(tiles["path"]), lambda path: false_colour(read_tile(path), bands))
+        lines += duplicate_lines(near_duplicates(hashes, tiles["id"], side), "tiles")
+    return lines

@@ -40,7 +40,7 @@ def terrain_bands(dem: np.ndarray, valid: np.ndarray | None = None, *, pixel: tu
     pixels around, m. flow_accumulation: log10 of `upslope_cells`. wetness: ln(a / tan slope), a the upslope area per
     metre of contour, with tan slope at least LEAST_SLOPE.
 
-    Memory: 40 bytes a pixel for the result, 20 more while water is routed.
+    Memory: 40 bytes a pixel for the result, about 20 for what it is made from.
     """
     dem, valid = checked(dem, valid)
     cells = upslope_cells(dem, valid, pixel=pixel)
@@ -60,8 +60,9 @@ def checked(dem: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.n
         )
     if dem.dtype not in (np.float32, np.float64):
         dem = dem.astype(np.float32)
+    dem = np.ascontiguousarray(dem)
     known = np.abs(dem) <= HUGE  # False for NaN
-    return np.ascontiguousarray(dem), known if valid is None else known & np.asarray(valid, bool)
+    return dem, known if valid is None else known & np.ascontiguousarray(valid, dtype=bool)
 
 
 def terrain_strips(

@@ -1,0 +1,141 @@
+"""Tiles of many named bands, GeoTIFF or npy (C,H,W): names of the bands, raw values, and where there is no data."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.enums import MaskFlags
+
+from common.datasets.band_names import band_number
+from common.datasets.label_grids import open_raster
+from common.datasets.scenes import HUGE
+from common.errors import InputError
+
+BAND_LIST = "bands.txt"
+TINY = np.finfo(np.float32).tiny  # what a pixel whose values are all 0 gets in its first band: 0 means no data
+
+
+def stamp(path: str | Path) -> tuple[int, int]:
+    """What changes when a file does: what was read of it is kept only so long."""
+    try:
+        state = Path(path).stat()
+    except OSError as error:
+        raise InputError(f"{path}: not found; make the folds again or complete the folder") from error
+    return state.st_mtime_ns, state.st_size
+
+
+def load_array(path: str | Path, mode: str | None = None) -> np.ndarray:
+    """Array of an npy file. InputError: missing, damaged, or not an array of numbers."""
+    try:
+        array = np.load(path, mmap_mode=mode)
+    except (OSError, ValueError, EOFError) as error:
+        said = "cannot be read" if Path(path).is_file() else "not found"
+        raise InputError(f"{path}: {said} ({str(error).strip()}); write or download it again") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise InputError(f"{path}: is no array of numbers; write it again")
+    return array
+
+
+def band_list(path: str | Path) -> Path | None:
+    """The bands.txt of a tile: beside it or in one of the four folders above, so that splits may share it."""
+    return next((file for folder in list(Path(path).parents)[:5] if (file := folder / BAND_LIST).is_file()), None)
+
+
+@lru_cache(maxsize=64)
+def listed_bands(path: Path, _changed: tuple) -> tuple[str, ...]:
+    return tuple(clean_name(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+
+
+def clean_name(text: str | None) -> str:
+    return (text or "").strip().lower().replace(" ", "_")
+
+
+def name_bands(path: Path, descriptions) -> list[str]:
+    """Names of a file's bands: their descriptions, else those of bands.txt, else band1, band2 … InputError: a name
+    twice, or a bands.txt of another length.
+    """
+    names, table = [clean_name(text) for text in descriptions], band_list(path)
+    if not any(names) and table is not None:
+        listed = list(listed_bands(table, stamp(table)))
+        if len(listed) != len(names):
+            raise InputError(f"{table}: names {len(listed)} bands, but {path} has {len(names)}; correct the list")
+        names = listed
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"{path}: two of its bands are named {twice}; rename one")
+    return [name or f"band{number}" for number, name in enumerate(names, 1)]
+
+
+def is_array(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ".npy"
+
+
+def open_array(path: str | Path) -> np.ndarray:
+    """An npy tile (C,H,W), not yet read. InputError: another shape."""
+    array = load_array(path, "r")
+    if array.ndim != 3:
+        raise InputError(f"{path}: a tile of shape {array.shape}; write (bands, height, width)")
+    return array
+
+
+def available_bands(path: str | Path) -> list[str]:
+    """Names of a tile's bands, see `name_bands`."""
+    if is_array(path):
+        return name_bands(path, [""] * len(open_array(path)))
+    with open_raster(path) as file:
+        return name_bands(path, file.descriptions)
+
+
+def profile_of(path: str | Path) -> dict:
+    """{"width", "height", "crs", "transform", "names"} of a tile; crs None where it has no georeference."""
+    if is_array(path):
+        names, (height, width) = available_bands(path), open_array(path).shape[1:]
+        return {"width": width, "height": height, "crs": None, "transform": rasterio.Affine.identity(), "names": names}
+    with open_raster(path) as file:
+        names = name_bands(path, file.descriptions)
+        return {"width": file.width, "height": file.height, "crs": file.crs, "transform": file.transform,
+                "names": names}  # fmt: skip
+
+
+def band_numbers(path: str | Path, bands, names: list[str]) -> list[int]:
+    """Numbers (from 1) of bands by name or as bandN. InputError: one that the tile has not; says which there are."""
+    found = {name: band_number(name, names) for name in bands}
+    lacking = [name for name, number in found.items() if number is None]
+    if lacking:
+        raise InputError(f"{path}: has no band {lacking[0]}; there are {', '.join(names)}: choose with --bands")
+    return list(found.values())
+
+
+def read_bands(path: str | Path, bands) -> tuple[np.ndarray, np.ndarray]:
+    """(raw values (C,H,W), missing bool (C,H,W)) of named bands.
+
+    Missing is what the nodata tag says, what is no number, infinite or beyond HUGE, and, in all bands, what the
+    dataset's mask (no alpha band) leaves out.
+    """
+    if is_array(path):
+        array = open_array(path)
+        numbers = band_numbers(path, bands, name_bands(path, [""] * len(array)))
+        tile, nodata, masked = np.array(array[[k - 1 for k in numbers]]), [None] * len(numbers), None
+    else:
+        with open_raster(path) as file:
+            numbers = band_numbers(path, bands, name_bands(path, file.descriptions))
+            tile, nodata = file.read(numbers), [file.nodatavals[k - 1] for k in numbers]
+            flags = file.mask_flag_enums[numbers[0] - 1]
+            own = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+            masked = file.read_masks(numbers[0]) == 0 if own else None
+    missing = ~(np.abs(tile) <= HUGE) if tile.dtype.kind == "f" else np.zeros(tile.shape, bool)
+    for band, value in enumerate(nodata):
+        if value is not None and not np.isnan(value):
+            missing[band] |= tile[band] == value
+    if masked is not None:
+        missing |= masked
+    return tile, missing
+
+
+def fill(tile: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """float32 (C,H,W): 0 in all bands where any is missing, and nowhere else: all 0 becomes TINY in the first band."""
+    empty = missing.any(axis=0)
+    out = np.where(empty, 0, tile).astype(np.float32)
+    out[0, ~empty & ~out.any(axis=0)] = TINY
+    return out

@@ -23,11 +23,6 @@ from common.tasks.segmentation_options import parse_label_map
 
 BLENDS = KINDS
 TESTED = Path("runs") / "final-tests.csv"
-TRACKED = {  # names of MLflow's metrics
-    "score": "val_balanced_iou_rts",
-    "precision": "val_balanced_precision",
-    "recall": "val_balanced_recall",
-}
 GATES = {
     "minimum": {"balanced_iou": 0.5, "object_precision_500": 0.5},
     "production": {"balanced_iou": 0.6, "object_precision_500": 0.8, "object_recall_500": 0.6, "ece": 0.05},

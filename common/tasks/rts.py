@@ -35,6 +35,11 @@ from common.tasks.segmentation_post import read_truth_folder
 FLAG = argparse.BooleanOptionalAction
 VALUES = {2: (0, 1)}
 DISTANCE = 2500.0  # metres; more than the diagonal of a tile of 512 pixels of 3 m, so that none of two sides touch
+TRACKED = {  # names of MLflow's metrics
+    "score": "val_balanced_iou_rts",
+    "precision": "val_balanced_precision",
+    "recall": "val_balanced_recall",
+}
 # The baseline of the field: recipes/rts-baseline.yaml says what it needs.
 DEFAULTS = {
     "arch": "unetplusplus",
@@ -252,7 +257,7 @@ TASK = make_segmentation_task(
     study_data=study_data,
     score=rare.score,
     say_epoch=rare.say_epoch,
-    tracked=rare.TRACKED,
+    tracked=TRACKED,
     experiment="rts-segmentation-v2",
     fit_post=rare.fit_post,
     apply_post=partial(rare.apply_post, values=VALUES[2]),

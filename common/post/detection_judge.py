@@ -149,8 +149,8 @@ def final_report(
     """What a test set scores at 1:ratio with post.json as it is; nothing is fitted.
 
     rows: `id`, `group`; frame: id, n_<t>_<p>, prob of labelled tiles. Returns score (balanced IoU at post.json's
-    balanced threshold), tables (pixel, object, calibration, negatives), metrics (for gates), hist (int64 (2, 2, bins)),
-    reliability ({"before", "after"}). InputError where post.json has no threshold for the ratio.
+    balanced threshold), tables (pixel, object, calibration, negatives), metrics (for gates). InputError where post.json
+    has no threshold for the ratio.
     """
     cuts = {"raw": Cut(0.5, 1.0, post["min_blob"]), "both": cut_of(post, ratio=1), ratio: cut_of(post, ratio=ratio)}
     if "blob" in post:  # what was fitted before there were limits of blobs has none
@@ -170,9 +170,7 @@ def final_report(
         "negatives": negatives_table(maps.positive, said),
     }
     score = balanced_iou(counted["counts"]["both"], maps.positive)
-    diagrams = {"before": reliability(known), "after": reliability(known, temperature)}
-    metrics = gate_scores(tables, score)
-    return {"score": score, "tables": tables, "metrics": metrics, "hist": hist, "reliability": diagrams}
+    return {"score": score, "tables": tables, "metrics": gate_scores(tables, score)}
 
 
 def honest_tables(rows, maps: Maps, fits: Mapping, counted: Mapping, aim: Aim, samples: Mapping, said: Mapping):

@@ -413,6 +413,10 @@ def test_check_says_the_number(tiles_empty, monkeypatch, capsys):
     tiny_tiles.train(tiles_empty, *QUIET, "--batch-size", "auto", "--check", run="checked")
     said = capsys.readouterr().out
     assert "\nbatch_size: 6\n" in said and "contact sheet of 6 augmented inputs" in said
+    places = [
+        said.index(words) for words in ("\nbatch_size: auto\n", "\nweights: ", "(auto, measured)", "\nbatch_size: 6\n")
+    ]
+    assert places == sorted(places), "what is asked for stands above what may fail"
 
 
 def begun(folder: Path, size, *files: str) -> Path:

@@ -11,17 +11,18 @@ from common.engine.rows import make_loader
 def check_recipe(task, settings: dict, train_rows, machine, folder) -> float:
     """Print all settings, draw a batch as the model will see it, take one step; returns the loss.
 
-    Nothing is written but the contact sheet `<folder>/check.jpg`.
+    The settings come first, so that they stand above whatever fails; a batch size that is measured, below what was
+    loaded. Nothing is written but the contact sheet `<folder>/check.jpg`.
     """
+    print(yaml.safe_dump({key: settings[key] for key in sorted(settings)}, sort_keys=True).rstrip())
     spec = task.make_spec(train_rows, settings)
     model = task.build_model(spec)
-    said = task.load_weights(model, spec, settings)
+    print(task.load_weights(model, spec, settings))
     dataset, collate = task.open_training(train_rows, spec, settings), task.collate
     if settings["batch_size"] == AUTO:
         size = measure_batch_size(task, model, dataset, None, collate, spec, settings, machine)
         settings = settings | {"batch_size": size}
-    print(yaml.safe_dump({key: settings[key] for key in sorted(settings)}, sort_keys=True).rstrip())
-    print(said)
+        print(f"batch_size: {size}")
     loader = make_loader(dataset, settings, machine, shuffle=True, collate=collate, init_worker=task.init_worker)
     batch = next(iter(loader))
     if "sheet" in task.draw:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.datasets.folds import TEST
+from common.datasets.folds import TEST, UNUSED
 from common.datasets.tiles import Source
 from common.tasks import segmentation
 from common.tasks.segmentation_data import study_tiles
@@ -96,3 +96,15 @@ def test_studies_find_what_was_put_there():
 def test_without_test_tiles_the_study_says_so():
     lines = study([k % 2 for k in range(60)], adversarial=True)
     assert lines[0].startswith("train against test: not measured, one side has 0 rows")
+
+
+def test_tiles_left_out_take_no_part():
+    side = [k % 2 for k in range(60)]
+    side[58] = 1
+    assert "t58" in "".join(study(side, duplicates=True))
+    side[58] = UNUSED
+    assert "t58" not in "".join(study(side, duplicates=True))
+    side[2::3] = [TEST] * 20
+    side[::7] = [UNUSED] * 9
+    lines = study(side, adversarial=True)
+    assert lines[0].startswith("train against test: AUC 1.000") and "fold -3" not in "".join(lines)

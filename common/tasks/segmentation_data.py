@@ -10,7 +10,7 @@ import pandas as pd
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
 from common.datasets.crops import CropPlan, plan_crops
 from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
-from common.datasets.folds import TEST
+from common.datasets.folds import TEST, UNUSED
 from common.datasets.ratio_plan import RatioPlan, plan_ratio
 from common.datasets.soft_targets import edge_confidence, ignore_rim
 from common.datasets.tile_statistics import block_statistics
@@ -145,11 +145,14 @@ def study_tiles(
 ) -> list[str]:
     """Findings that need the pixels: test against the rest, fold against fold, near-duplicates between any two sides.
 
+    Tiles that are neither trained on nor judged by (UNUSED) take no part.
+
     tiles: id and path of n tiles; side: (n,) the fold of each, TEST for those of the test set; group: (n,) what is held
     out as a whole, so that recognising a place does not count; read_tile(path) -> float32 (C,H,W) of the C `bands`, 0
     in all where there is no data. Its InputErrors are passed on.
     """
-    side, group, lines = np.asarray(side, int), np.asarray(group, str), []
+    used, lines = np.asarray(side) != UNUSED, []
+    tiles, side, group = tiles[used], np.asarray(side, int)[used], np.asarray(group, str)[used]
     if adversarial:
         values, names, tile = block_statistics(tiles["path"], read_tile, bands)
         at, groups = side[tile], group[tile]

@@ -1,6 +1,7 @@
 """Scores of class masks from confusion counts: counted once per tile, added up and reduced later."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,20 @@ def mcc(counts):
     lone = ((truth > 0).sum(-1) < 2) | ((said > 0).sum(-1) < 2)
     answer = np.where(lone, 0.0, (right - both) / np.sqrt(np.where(lone, 1.0, spread)))
     return float(answer) if answer.ndim == 0 else answer
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of class masks: its key in tables, its name for people, of(counts (..., K, K)) -> (...), higher is better
+    and 0 that of a constant; nodata: whether pixels without data count, as class 0 in truth and output."""
+
+    key: str
+    name: str
+    of: Callable
+    nodata: bool
+
+
+MCC = Metric("mcc", "MCC", mcc, nodata=True)
 
 
 def one_against_rest(counts) -> np.ndarray:

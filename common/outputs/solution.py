@@ -71,6 +71,8 @@ def check_platform(spec: dict) -> None:
         raise InputError(f"--solution: arch {arch} is not known to work with smp 0.3.4; use {', '.join(ARCHS)}")
     if not encoder.startswith(ENCODERS + TIMM) or (encoder.startswith("tu-") and not encoder.startswith(TIMM)):
         raise InputError(f"--solution: encoder {encoder} is not known to work with smp 0.3.4; resnet34 is")
+    if model.get("head", "softmax") != "softmax" or model.get("spatial_attention", "none") != "none":
+        raise InputError("--solution: an ordinal head and spatial attention are not copied into it; train without")
     if model.get("fusion", "early") != "early":
         raise InputError("--solution: --fusion late is not in it; train with one encoder")
     if scaling.get("texture"):

@@ -5,14 +5,14 @@ tiles it belongs to, so that a part can be left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.metrics.segmentation import mcc
+from common.metrics.segmentation import MCC, Metric
 from common.outputs.masks import holds_logit, read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
 from common.post.blend import FORMAT, ZERO, used_members
@@ -25,33 +25,36 @@ ROUNDS = 200  # of the likeliest mixture
 
 @dataclass(frozen=True)
 class Sample:
-    """Pixels of all members: prob (m, n, K) float32, target, weight and part (n,), background (P,) no-data pixels."""
+    """Pixels of all members: prob (m, n, K) float32, target, weight and part (n,), background (P,) no-data pixels, 0
+    where the metric leaves them out."""
 
     prob: np.ndarray
     target: np.ndarray
     weight: np.ndarray
     part: np.ndarray
     background: np.ndarray
+    metric: Metric = MCC
 
     def without(self, part: int) -> "Sample":
         """The sample of all other parts (their numbers are kept)."""
         keep = self.part != part
         background = np.where(np.arange(len(self.background)) == part, 0, self.background)
-        return Sample(self.prob[:, keep], self.target[keep], self.weight[keep], self.part[keep], background)
+        kept = (values[keep] for values in (self.target, self.weight, self.part))
+        return Sample(self.prob[:, keep], *kept, background, self.metric)
 
     def member(self, index: int) -> "Sample":
         """The sample of one member alone."""
-        return Sample(self.prob[index : index + 1], self.target, self.weight, self.part, self.background)
+        return replace(self, prob=self.prob[index : index + 1])
 
     def blended(self, weights) -> np.ndarray:
         """(n, K) probabilities of the blend with `weights` (m,)."""
         return np.tensordot(np.asarray(weights, np.float32), self.prob, 1)
 
     def score(self, prob: np.ndarray) -> float:
-        """MCC of the argmax of prob (n, K), no-data pixels included."""
+        """The score of the argmax of prob (n, K)."""
         counts = weighted_counts(self.target, prob.argmax(1), self.weight, prob.shape[1])
         counts[0, 0] += self.background.sum()
-        return mcc(counts)
+        return self.metric.of(counts)
 
 
 def member_prob(frame: pd.DataFrame, index: int, shape: tuple[int, int], classes: int, name: str) -> np.ndarray:
@@ -64,7 +67,14 @@ def member_prob(frame: pd.DataFrame, index: int, shape: tuple[int, int], classes
 
 
 def sample_sets(
-    rows: pd.DataFrame, sets: Mapping[str, pd.DataFrame], *, classes: int, read_target: Callable, part, seed: int
+    rows: pd.DataFrame,
+    sets: Mapping[str, pd.DataFrame],
+    *,
+    classes: int,
+    read_target: Callable,
+    part,
+    seed: int,
+    metric: Metric = MCC,
 ) -> Sample:
     """The pixel sample of sets that are in the order of `rows`.
 
@@ -77,7 +87,7 @@ def sample_sets(
     prob, target, weight, whose = [], [], [], []
     for index, (_, row) in enumerate(rows.iterrows()):
         truth, valid = read_target(row)
-        background[part[index]] += np.count_nonzero(~valid)
+        background[part[index]] += np.count_nonzero(~valid) if metric.nodata else 0
         taken, stands = sample_pixels(truth, valid, per_class=each, seed=(seed, index))
         read = (member_prob(frame, index, truth.shape, classes, name) for name, frame in sets.items())
         prob.append(np.stack([one.reshape(classes, -1)[:, taken].T for one in read]))
@@ -85,7 +95,7 @@ def sample_sets(
         weight.append(stands)
         whose.append(np.full(len(taken), part[index]))
     joined = (np.concatenate(values) for values in (target, weight, whose))
-    return Sample(np.concatenate(prob, axis=1), *joined, background)
+    return Sample(np.concatenate(prob, axis=1), *joined, background, metric)
 
 
 def known_counts(sample: Sample, prob: np.ndarray) -> np.ndarray:
@@ -98,14 +108,14 @@ def known_counts(sample: Sample, prob: np.ndarray) -> np.ndarray:
 def sound_members(sample: Sample) -> np.ndarray:
     """(m,) bool: members better than a constant mask, whichever part is left out; all of them if none is.
 
-    A constant has an MCC of 0. No-data pixels do not count here: they are right whatever a member says, so that over
+    A constant scores 0. No-data pixels do not count here: they are right whatever a member says, so that over
     all pixels a member that knows nothing comes out above 0.
     """
     sound = []
     for prob in sample.prob:
         counts = known_counts(sample, prob)
         others = counts.sum(0) - counts if np.count_nonzero(counts.sum((1, 2))) > 1 else counts.sum(0)
-        sound.append(bool(np.all(mcc(others) > 0)))
+        sound.append(bool(np.all(sample.metric.of(others) > 0)))
     sound = np.array(sound)
     return sound if sound.any() else np.ones_like(sound)
 
@@ -134,7 +144,7 @@ def fit_weights(sample: Sample) -> np.ndarray:
 
 
 def fit_greedy(sample: Sample) -> np.ndarray:
-    """(m,) shares of greedy selection with replacement for MCC (Caruana 2004); of the path the best length is kept."""
+    """(m,) shares of greedy selection with replacement (Caruana 2004); of the path the best length is kept."""
     total = np.zeros(sample.prob.shape[1:], np.float32)
     picks, best, kept = [], -np.inf, 0
     for step in range(STEPS if len(sample.prob) > 1 else 1):
@@ -154,7 +164,7 @@ def fit_members(sample: Sample, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind not in BLENDS:
         raise InputError(f"--kind {kind}: masks are blended by {', '.join(BLENDS)}")
     sound = sound_members(sample)
-    inside = Sample(sample.prob[sound], sample.target, sample.weight, sample.part, sample.background)
+    inside = replace(sample, prob=sample.prob[sound])
     weights = np.zeros(len(sound))
     weights[sound] = BLENDS[kind](inside)
     return weights, sound
@@ -165,7 +175,7 @@ def fit_blend(
 ) -> dict:
     """A blend as plain JSON: format, kind, members, weights (m,), dropped, post {"thresholds"}, pixels, parts, seed.
 
-    members: the m names; dropped: {member: MCC over valid pixels} of those no better than a constant, which weigh 0.
+    members: the m names; dropped: {member: score over valid pixels} of those no better than a constant, which weigh 0.
     thresholds: True fits them, False is the plain argmax; or K numbers.
     """
     weights, sound = fit_members(sample, kind)
@@ -175,7 +185,7 @@ def fit_blend(
         "kind": kind,
         "members": list(members),
         "weights": weights.tolist(),
-        "dropped": {name: mcc(known_counts(sample, prob).sum(0)) for name, prob in lost.items()},
+        "dropped": {name: sample.metric.of(known_counts(sample, prob).sum(0)) for name, prob in lost.items()},
         "post": {"thresholds": fitted_thresholds(sample, weights, thresholds)},
         "pixels": len(sample.target),
         "parts": len(sample.background),
@@ -191,7 +201,8 @@ def fitted_thresholds(sample: Sample, weights, wanted: bool | Sequence[float] = 
     if not wanted:
         return [1 / classes] * classes
     background = float(sample.background.sum())
-    return fit_thresholds(sample.blended(weights), sample.target, sample.weight, background=background)
+    options = {"background": background, "metric": sample.metric}
+    return fit_thresholds(sample.blended(weights), sample.target, sample.weight, **options)
 
 
 def mix(probs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from common.post.thresholds import apply_thresholds
+from common.post.thresholds import apply_thresholds, over_thresholds
 
 AROUND = {
     4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -102,7 +102,14 @@ def finish_mask(
     min_area: "int | Sequence[int]" = 0,
     fill_holes: int = 0,
     connectivity: int = 8,
+    refine=None,
 ) -> np.ndarray:
-    """The mask that is handed in, uint8 (H,W), from prob (K,H,W) and valid (H,W): thresholds, then `clean_mask`."""
+    """The mask that is handed in, uint8 (H,W), from prob (K,H,W) and valid (H,W): thresholds, then `clean_mask`.
+
+    refine(prob (K,H,W), valid) -> (K,H,W), which is asked with the probabilities over their thresholds, adding up to 1:
+    then its largest is the class, since what it gives back knows of the thresholds.
+    """
+    if refine is not None:
+        prob, thresholds = refine(over_thresholds(prob, thresholds), valid), [1] * len(prob)
     mask = apply_thresholds(prob, thresholds)
     return clean_mask(mask, valid, min_area=min_area, fill_holes=fill_holes, connectivity=connectivity)

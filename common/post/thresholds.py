@@ -1,4 +1,4 @@
-"""Thresholds per class: pred = the class of largest prob / threshold, fitted for the MCC of a sample of pixels.
+"""Thresholds per class: pred = the class of largest prob / threshold, fitted for a score of a sample of pixels.
 
 Only ratios of thresholds matter, so they add up to one; all equal is the plain argmax, and for two classes
 (1 - t, t) is prob > t.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import InputError
-from common.metrics.segmentation import mcc
+from common.metrics.segmentation import MCC, Metric
 
 SPANS = (64.0, 8.0, 1.5)  # how far a threshold is moved either way at most: coarse, then fine
 STEPS, PASSES = 65, 4
@@ -19,6 +19,12 @@ def apply_thresholds(prob: np.ndarray, thresholds: Sequence[float]) -> np.ndarra
     """uint8 (H,W), the class of largest prob / threshold, from prob (K,H,W); the lower class where two are equal."""
     scale = 1 / np.asarray(thresholds, np.float32)
     return (prob.astype(np.float32) * scale[:, None, None]).argmax(0).astype(np.uint8)
+
+
+def over_thresholds(prob: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """float32 (K,H,W) prob / threshold scaled to add up to 1; the largest is the class of `apply_thresholds`."""
+    scaled = prob.astype(np.float32) / np.asarray(thresholds, np.float32)[:, None, None]
+    return scaled / np.maximum(scaled.sum(0), np.finfo(np.float32).tiny)
 
 
 def checked_thresholds(thresholds, classes: int) -> list[float]:
@@ -55,8 +61,8 @@ def weighted_counts(target, pred, weight, classes: int) -> np.ndarray:
     return np.bincount(pair, weight, classes**2).reshape(classes, classes)
 
 
-def moved_scores(prob, target, weight, thresholds, chosen: int, tried, background: float) -> np.ndarray:
-    """(g,) MCC with the threshold of class `chosen` at each of the ascending values `tried` (g,), the others kept.
+def moved_scores(prob, target, weight, thresholds, chosen: int, tried, background: float, metric: Metric = MCC):
+    """(g,) scores with the threshold of class `chosen` at each of the ascending values `tried` (g,), the others kept.
 
     A pixel is `chosen` while its threshold is below prob / (largest prob / threshold of the others), so one histogram
     of that ratio by truth and runner-up gives the counts at every value, exactly.
@@ -73,10 +79,10 @@ def moved_scores(prob, target, weight, thresholds, chosen: int, tried, backgroun
     given_up = table.cumsum(0)[:-1]
     given_up[..., chosen] += (table.sum(0) - given_up).sum(-1)
     given_up[:, 0, 0] += background
-    return mcc(given_up)
+    return metric.of(given_up)
 
 
-def climb(prob, target, weight, thresholds: np.ndarray, background: float) -> tuple[float, np.ndarray]:
+def climb(prob, target, weight, thresholds: np.ndarray, background: float, metric: Metric):
     """(score, thresholds): one class after the other takes its best value, until a pass over all gains nothing."""
     best = -np.inf
     for span in SPANS:
@@ -86,7 +92,7 @@ def climb(prob, target, weight, thresholds: np.ndarray, background: float) -> tu
             before = best
             for chosen in range(prob.shape[1]):
                 tried = thresholds[chosen] * factors
-                scores = moved_scores(prob, target, weight, thresholds, chosen, tried, background) - near
+                scores = moved_scores(prob, target, weight, thresholds, chosen, tried, background, metric) - near
                 pick = int(scores.argmax())
                 if scores[pick] > best:
                     best = float(scores[pick])
@@ -98,8 +104,8 @@ def climb(prob, target, weight, thresholds: np.ndarray, background: float) -> tu
     return best, thresholds
 
 
-def fit_thresholds(prob, target, weight=None, *, background: float = 0.0) -> list[float]:
-    """K thresholds, adding up to one, of largest MCC of the pixels given.
+def fit_thresholds(prob, target, weight=None, *, background: float = 0.0, metric: Metric = MCC) -> list[float]:
+    """K thresholds, adding up to one, of the largest score of the pixels given.
 
     prob: (n, K); target: (n,) class index; weight: (n,), what each pixel stands for (default 1); background: further
     pixels that are background in truth and output (no data). Coordinate ascent from equal thresholds and from the
@@ -113,5 +119,5 @@ def fit_thresholds(prob, target, weight=None, *, background: float = 0.0) -> lis
         return equal.tolist()
     share = np.bincount(target, weight, classes)
     rooted = np.sqrt(np.maximum(share / share.sum(), 1e-4))
-    found = [climb(prob, target, weight, start, background) for start in (equal, rooted / rooted.sum())]
+    found = [climb(prob, target, weight, start, background, metric) for start in (equal, rooted / rooted.sum())]
     return max(found, key=lambda answer: answer[0])[1].tolist()

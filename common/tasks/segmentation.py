@@ -17,8 +17,10 @@ from common.losses.reduce import all_sum
 from common.losses.segmentation import build_loss
 from common.metrics.segmentation import class_table, count_columns, counts_of, mcc, mean_iou
 from common.models.encoder_weights import load_encoder
+from common.models.ordinal import start_at_prior
 from common.models.segmenter import Segmenter
 from common.models.transfer import init_from
+from common.ordinal import class_logits
 from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, write_set
 from common.outputs.masks import validate_masks, write_masks
 from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet
@@ -49,18 +51,6 @@ def load_weights(model, spec: dict, settings: dict, *, search: list[Path]) -> st
     return f"weights: {said}"
 
 
-def start_at_prior(model, prior: list[float]) -> None:
-    """Biases of the head by which a new model answers with these shares of the classes.
-
-    Of a class of a few pixels in a thousand a model that begins at even odds first learns everything else, and then
-    calls the class what shows nothing of that: its probability stays near .5 (Lin et al. 2017, section 3.3).
-    """
-    last = [part for part in model.net.segmentation_head.modules() if isinstance(part, torch.nn.Conv2d)][-1:]
-    for part in last:  # mask2former answers by queries and has none
-        with torch.no_grad():
-            part.bias.copy_(torch.tensor(prior).clamp_min(1e-6).log())
-
-
 def plan(model, settings: dict) -> tuple[list[dict], list[Stage]]:
     rate = settings["lr"] if settings["backbone_lr"] is None else settings["backbone_lr"]
     groups = model.param_groups(lr=settings["lr"], backbone_lr=rate, weight_decay=settings["weight_decay"])
@@ -74,11 +64,11 @@ class LossWithShares:
     def __init__(self, loss, outputs: list[str]):
         self.loss, self.outputs = loss, outputs
 
-    def __call__(self, logits, batch: dict) -> dict:
-        parts, valid = self.loss(logits, batch), batch["valid"]
+    def __call__(self, outputs, batch: dict) -> dict:
+        parts, valid = self.loss(outputs, batch), batch["valid"]
         counts = [((batch["target"] == index) & valid).sum() for index in range(len(self.outputs))]
         crops = valid.flatten(1).any(1).sum()  # padding, of which nothing is valid, was not shown
-        found = ((logits.detach().argmax(dim=1) > 0) & valid).sum()
+        found = ((self.loss.class_logits(outputs.detach()).argmax(dim=1) > 0) & valid).sum()
         shown = all_sum(torch.stack([*counts, found, (crops * valid[0].numel()).clamp_min(1)]).double())
         shares = {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
         return parts | shares | {"predicted": shown[-2] / shown[-1]}
@@ -92,6 +82,9 @@ def make_loss(spec: dict, settings: dict) -> LossWithShares:
         border_pairs=[parse_pair(pair, "--border-pairs") for pair in settings["border_pairs"]],
         tversky=tuple(settings["tversky"]),
         foreground=settings["foreground"],
+        head=spec["model"].get("head", "softmax"),
+        ordinal_weight=settings.get("ordinal_weight", 0.0),
+        ordinal_smoothing=settings.get("ordinal_smoothing", 0.0),
         ramp={"boundary": (0.05, settings["ramp_epochs"])},
     )
     return LossWithShares(loss, spec["outputs"])
@@ -101,7 +94,7 @@ def make_loss(spec: dict, settings: dict) -> LossWithShares:
 
 
 def to_pred(model, outputs: torch.Tensor) -> dict:
-    return {"prob": torch.softmax(outputs.float(), dim=1)}
+    return {"prob": torch.softmax(class_logits(outputs, model.head), dim=1)}
 
 
 def make_frame(predicted: dict, spec: dict, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -206,6 +199,7 @@ def make_segmentation_task(
     add_arguments: Callable | None = None,
     search: Callable[[], list[Path]] = lambda: [Path("weights")],
     add_post: Callable = add_post_options,
+    ordered: bool = False,
     spec: dict | None = None,
     curve: Callable | None = None,
     **own,
@@ -214,11 +208,12 @@ def make_segmentation_task(
 
     outputs_of(rows or set) -> classes of these labels, which may be fewer than `outputs`; label_maps(rows, settings)
     -> {raw value: class index}; read_test(data) -> rows without labels; add_post(parser): options of what is made of
-    maps; spec: what make_spec adds; curve(set, path) -> path: a picture of a fold's predictions beside the family's.
+    maps; ordered: the outputs have an order, which heads, losses and oversampling may use; spec: what make_spec adds;
+    curve(set, path) -> path: a picture of a fold's predictions beside the family's.
     """
 
     def options(parser, script):
-        add_options(parser, script, bands, binary=len(outputs) == 2, post=add_post)
+        add_options(parser, script, bands, binary=len(outputs) == 2, ordered=ordered, post=add_post)
         if add_arguments:
             add_arguments(parser, script)
 

@@ -9,12 +9,14 @@ from common.datasets.texture import LEVELS, PROPERTIES, WINDOWS
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TILE_AUGMENTATIONS
 from common.errors import InputError
 from common.losses.segmentation import LOSSES, PHASES
-from common.models.segmenter import ARCHS, ATTENTIONS, DECODER, FUSIONS, STEMS
+from common.models.segmenter import ARCHS, ATTENTIONS, DECODER, FUSIONS, SPATIAL, STEMS
+from common.ordinal import HEADS
 from common.tasks.augmentation import augmentation_type
 
 FLAG = argparse.BooleanOptionalAction
 SAMPLERS = ("balanced", "uniform")
 RATIO = "ratio"  # the sampler of tasks with one rare class
+SMOTE_MODES = ("windows", "pixels")
 
 
 def parse_factors(items: list[str], option: str) -> dict[str, float]:
@@ -76,6 +78,8 @@ def add_model_options(parser) -> None:
     model.add_argument("--arch", choices=sorted(ARCHS), default="unet", help="of segmentation-models-pytorch")
     model.add_argument("--encoder", default="resnet34", help="name of an smp encoder, or tu- and a timm name")
     model.add_argument("--attention", choices=ATTENTIONS, default="none", help="in the decoder")
+    model.add_argument("--spatial-attention", choices=SPATIAL, default="none",
+                       help="one factor a pixel, on the deepest features or before the head")  # fmt: skip
     model.add_argument("--decoder", type=int, nargs="+", default=list(DECODER), help="channels of its blocks")
     model.add_argument("--stem", choices=STEMS, default="half", help="full: keeps full resolution in the first stage")
     model.add_argument("--dropout", type=float, default=0.0, help="before the head")
@@ -137,6 +141,25 @@ def add_ratio_options(crops) -> None:
     crops.add_argument("--soft-width", type=float, default=2.0, help="of soft labels, in pixels")
 
 
+def add_ordered_options(parser) -> None:
+    """What only tasks with ordered classes have."""
+    ordered = parser.add_argument_group("ordered classes")
+    ordered.add_argument("--head", choices=HEADS, default="softmax",
+                         help="coral: one score against ordered limits; corn: a question after the other")  # fmt: skip
+    ordered.add_argument("--ordinal-weight", type=float, default=0.3, help="of the loss of coral or corn")
+    ordered.add_argument("--ordinal-smoothing", type=float, default=0.0, metavar="SHARE",
+                         help="of a label, for the classes next to it")  # fmt: skip
+    ordered.add_argument("--oversample-target", type=float, default=0.0, metavar="SHARE", help="of the labelled pixels "
+                         "that --oversample-class shall have: tiles rich in it are repeated (0: none)")  # fmt: skip
+    ordered.add_argument("--oversample-class", metavar="CLASS", help="default: the one of fewest pixels")
+    ordered.add_argument(
+        "--smote", action=FLAG, default=False, help="synthetic tiles where that does not suffice"
+    )
+    ordered.add_argument("--smote-k", type=int, default=5, help="neighbours that a synthetic sample may go towards")
+    ordered.add_argument("--smote-mode", choices=SMOTE_MODES, default="windows",
+                         help="windows keep what lies around a pixel; pixels are packed row by row")  # fmt: skip
+
+
 def add_post_options(parser) -> None:
     post = parser.add_argument_group("post-processing")
     post.add_argument("--thresholds", nargs="+", default=["fitted"], metavar="fitted|argmax|T",
@@ -146,8 +169,9 @@ def add_post_options(parser) -> None:
     post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
 
 
-def add_options(parser, script: str, bands: tuple[str, ...], *, binary: bool, post: Callable) -> None:
-    """What each script knows of the family; binary: one class beside the background; post: adds its own."""
+def add_options(parser, script: str, bands: tuple[str, ...], *, binary: bool, ordered: bool, post: Callable) -> None:
+    """What each script knows of the family; binary: one class beside the background; ordered: see add_ordered_options;
+    post: adds its own."""
     if script in ("folds", "train"):
         add_data_options(parser)
     if script == "train":
@@ -155,5 +179,7 @@ def add_options(parser, script: str, bands: tuple[str, ...], *, binary: bool, po
         add_model_options(parser)
         add_loss_options(parser)
         add_sampling_options(parser, binary)
+        if ordered:
+            add_ordered_options(parser)
     if script in ("infer", "ensemble"):
         post(parser)

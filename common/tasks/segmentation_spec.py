@@ -77,6 +77,8 @@ def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_m
             "stem": settings["stem"],
             "dropout": settings["dropout"],
             "drop_path": settings["drop_path"],
+            "spatial_attention": settings["spatial_attention"],
+            "head": settings.get("head", "softmax"),
             **({"fusion": "late", "rgb": rgb_of(inputs)} if settings["fusion"] == "late" else {}),
             **({"bands": inputs} if settings["encoder"].startswith("vit-") else {}),
         },

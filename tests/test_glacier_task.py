@@ -463,19 +463,7 @@ STEP = {
 
 @pytest.fixture(scope="module")
 def first_step(tiles_home, tmp_path_factory):
-    """words -> loss and gradient norm of the first step, as --check prints them."""
-    home, seen = tmp_path_factory.mktemp("steps"), {}
-    (home / "data").symlink_to(tiles_home / "data")
-
-    def look(words: tuple, capsys) -> str:
-        if words not in seen:
-            torch.manual_seed(0)
-            capsys.readouterr()
-            call(home, "train", *GIVEN, *tiny_tiles.QUICK, "--fold", "0", "--check", *words)
-            seen[words] = re.search(r"one step: (.*);", capsys.readouterr().out).group(1)
-        return seen[words]
-
-    return look
+    return tiny_tiles.first_steps(tmp_path_factory.mktemp("steps"), tiles_home / "data", tiny_tiles.QUICK)
 
 
 @pytest.mark.parametrize("change", STEP, ids=" ".join)

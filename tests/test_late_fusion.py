@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from shaken_models import shaken
 from torch.nn import functional as F
 
 from common.errors import InputError
@@ -28,17 +29,6 @@ def one_thread():
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shaken(model, seed=5):
-    """All parameters and batch statistics away from what construction gives, gamma too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                change = torch.randn(value.shape, generator=generator) * 0.05
-                value.add_(change.abs() if key.endswith("running_var") else change)
-    return model.eval()
 
 
 def slow_attention(join, x, other):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_rts
+import tiny_tiles
 import torch
 from test_engine_resume import Killed, kill_at_write, same
 from tiny_rts import call, log_of, train
@@ -50,19 +51,7 @@ STEP = {
 
 @pytest.fixture(scope="module")
 def first_step(slumps_home, tmp_path_factory):
-    """words -> loss and gradient norm of the first step, as --check prints them."""
-    home, seen = tmp_path_factory.mktemp("steps"), {}
-    (home / "data").symlink_to(slumps_home / "data")
-
-    def look(words: tuple, capsys) -> str:
-        if words not in seen:
-            torch.manual_seed(0)
-            capsys.readouterr()
-            call(home, "train", *GIVEN, *tiny_rts.QUICK, "--fold", "0", "--check", *words)
-            seen[words] = re.search(r"one step: (.*);", capsys.readouterr().out).group(1)
-        return seen[words]
-
-    return look
+    return tiny_tiles.first_steps(tmp_path_factory.mktemp("steps"), slumps_home / "data", tiny_rts.QUICK)
 
 
 @pytest.mark.parametrize("change", STEP, ids=" ".join)

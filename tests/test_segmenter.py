@@ -5,6 +5,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from shaken_models import shaken
 
 from common.errors import InputError
 from common.models import encoder_weights, weights
@@ -41,17 +42,6 @@ def no_network(monkeypatch):
         (torch.hub, "load_state_dict_from_url"),
     ):
         monkeypatch.setattr(module, name, refuse)
-
-
-def shaken(model, seed=5):
-    """All parameters and batch statistics away from what construction gives."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator) * 0.05
-                value.add_(noise.abs() if key.endswith("running_var") else noise)
-    return model.eval()
 
 
 def image(*shape, seed=0):

@@ -5,13 +5,16 @@ models whose batch norm is replaced (two processes equal one only without it).
 """
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rasterio
 import tiny_data
+import torch
 from rasterio.transform import from_origin
 from torch import nn
 
@@ -110,6 +113,23 @@ def train(home: Path, *words, run: str, data="data", base=QUICK) -> Path:
     """train.py with small settings; the run folder."""
     call(home, "train", "--data", data, *base, *words, "--run", run)
     return home / "runs" / run
+
+
+def first_steps(home: Path, data: Path, given: tuple) -> Callable:
+    """look(words, capsys) -> loss and gradient norm of the first step, as train.py --check prints them, of the settings
+    `given` and these words on a folder of data with folds; home: an empty folder to be called in."""
+    seen = {}
+    (home / "data").symlink_to(data)
+
+    def look(words: tuple, capsys) -> str:
+        if words not in seen:
+            torch.manual_seed(0)
+            capsys.readouterr()
+            call(home, "train", "--data", "data", *given, "--fold", "0", "--check", *words)
+            seen[words] = re.search(r"one step: (.*);", capsys.readouterr().out).group(1)
+        return seen[words]
+
+    return look
 
 
 def log_of(folder: Path) -> list[dict]:

@@ -127,11 +127,14 @@ def commands_of(recipe: Path, folder: Path, *words, said=None, **environment) ->
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def understood(command: list[str]) -> dict:
-    """The settings of a command. InputError where its script would not take it."""
+def understood(command: list[str], default: str | None = None) -> dict:
+    """The settings of a command. InputError where its script would not take it.
+
+    default: the task of its runs, where their names do not tell.
+    """
     script, words = SCRIPTS[command[0]], list(command[1:])
     named = dict(itertools.pairwise(words))
-    of_run = next((name for name in TASKS if name in f"{named.get('--runs')} {named.get('--preds')}"), None)
+    of_run = next((name for name in TASKS if name in f"{named.get('--runs')} {named.get('--preds')}"), default)
     task = pick_task(TASKS, words, of_run)
     known = [("[task defaults]", task.defaults)] if script is train else []
     return plain_settings(parse_settings(script.parser_of(task), words, known))

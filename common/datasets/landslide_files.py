@@ -52,12 +52,17 @@ def read_rows(data: str | Path, *, bands=None, label_map=None, require_labels: b
     rows.insert(0, "id", unique_ids(rows))
     homes = [*parts.values(), next(iter(parts.values())).parent, Path(data)]
     tables = [home / TABLE for home in dict.fromkeys(homes) if (home / TABLE).is_file()]
-    rows = add_places(rows, [profile_of(path) for path in rows["path"]], tables).drop(columns="stem")
-    bands = check_names(rows["path"], bands)
     if not require_labels:
-        return rows.drop(columns="label")
-    known = label_map_of(rows, label_map)
-    return add_shares(rows.assign(label_map=map_text(known)), bands, known)
+        profiles = [profile_of(path) for path in rows["path"]]
+        check_names(rows["path"], profiles, bands)
+        return add_places(rows, profiles, tables).drop(columns=["stem", "label"])
+    chosen = list(bands or available_bands(rows["path"].iloc[0]))
+    found = {label: scan(path, label, chosen) for path, label in zip(rows["path"], rows["label"], strict=True)}
+    profiles = [facts["profile"] for facts in found.values()]
+    check_names(rows["path"], profiles, bands)
+    rows = add_places(rows, profiles, tables).drop(columns="stem")
+    known = label_map_of(rows, label_map, {label: facts["values"] for label, facts in found.items()})
+    return add_shares(rows.assign(label_map=map_text(known)), chosen, known)
 
 
 def list_tiles(folder: str | Path) -> pd.DataFrame:
@@ -74,8 +79,9 @@ def list_tiles(folder: str | Path) -> pd.DataFrame:
 
 
 def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> pd.DataFrame:
+    """rows with the share of each class of a label map. InputError: a value that is not in it, nothing labelled."""
     outputs = outputs_of(known)
-    counts = np.array([scan(path, label, bands, known)["counts"][: len(outputs)]
+    counts = np.array([class_counts(path, label, bands, known)
                        for path, label in zip(rows["path"], rows["label"], strict=True)])  # fmt: skip
     if not counts.any():
         raise InputError(
@@ -84,6 +90,17 @@ def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> p
         )
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return rows.assign(**dict(zip(outputs, shares.T, strict=True)))
+
+
+def class_counts(path: str, label: str, bands, known: dict[int, int]) -> np.ndarray:
+    """(K,) int: labelled pixels of a tile that have data, by class."""
+    found, counts = scan(path, label, bands)["values"], np.zeros(len(outputs_of(known)), np.int64)
+    check_values(label, found, {IGNORED: 0} | known)
+    for value, pixels in found.items():
+        k = known.get(int(value), IGNORED)
+        if k != IGNORED:
+            counts[k] += pixels
+    return counts
 
 
 # label maps
@@ -102,9 +119,10 @@ def map_text(known: dict[int, int]) -> str:
     return " ".join(f"{raw}={k}" for raw, k in known.items())
 
 
-def label_map_of(rows: pd.DataFrame, given: dict | None = None) -> dict[int, int]:
+def label_map_of(rows: pd.DataFrame, given: dict | None = None, values: dict | None = None) -> dict[int, int]:
     """{raw value: class} of rows: as given, as `read_rows` has noted, else by the values of all labels.
 
+    values: {label file: its values}, None: they are read.
     0 and 1 alone: two classes; 0 and 255 alone: two classes, 255 the second; with a 2: three classes, 255 ignored.
     InputError: a class that does not exist (0..2; 255 for ignored), values that are none of these sets or open.
     """
@@ -117,7 +135,7 @@ def label_map_of(rows: pd.DataFrame, given: dict | None = None) -> dict[int, int
         return known
     if "label_map" in rows:
         return dict(tuple(map(int, item.split("="))) for item in rows["label_map"].iloc[0].split())
-    values = {path: label_values(path, stamp(path)) for path in rows["label"]}
+    values = {label: values_of(*load_label(label)) for label in rows["label"]} if values is None else values
     for path, found in values.items():
         check_values(path, found, (0, 1, 2, IGNORED))
     every = {int(value) for found in values.values() for value in found}
@@ -144,12 +162,9 @@ def check_values(path: str, values, known) -> None:
         )
 
 
-@lru_cache(maxsize=65536)
-def label_values(path: str, _changed: tuple) -> tuple[float, ...]:
-    """The values of a label file, without its nodata."""
-    raw, nodata = load_label(path)
-    values = np.unique(raw)
-    return tuple(v for v in values.tolist() if v == v and (v != nodata or v in (0, 1, 2, IGNORED)))
+def values_of(raw: np.ndarray, nodata: float | None) -> list[float]:
+    """The values of a label, without NaN and what its tag calls no data, unless that is a class."""
+    return [v for v in np.unique(raw).tolist() if v == v and (v != nodata or v in (0, 1, 2, IGNORED))]
 
 
 # files
@@ -160,7 +175,7 @@ def read_tile(path: str | Path, bands) -> np.ndarray:
 
     See `read_bands` for what has no data. InputError: a band is missing, the file cannot be read.
     """
-    return fill(*read_bands(path, bands))
+    return fill(*read_bands(path, bands)[:2])
 
 
 def load_label(path: str | Path) -> tuple[np.ndarray, float | None]:
@@ -212,51 +227,47 @@ def size_of(path: str) -> tuple[int, int]:
 # what a set holds
 
 
-def scan(path: str, label: str, bands, known: dict[int, int]) -> dict:
-    """What a tile holds, kept until its files change: {"counts" (3,) labelled pixels with data by class, "low", "high"
-    (C,) least and largest value of each band where it has data (inf, -inf where it has none), "missing" (C,) pixels,
-    "empty" pixels without data, "pixels"}. InputError: the label is of another size.
+def scan(path: str, label: str, bands) -> dict:
+    """What a tile and its label hold, kept until the files change: {"profile", "values" {raw label value: pixels with
+    data}, "low", "high" (C,) least and largest value of each band where it has data (inf, -inf where it has none),
+    "missing" (C,) pixels, "empty" pixels without data, "pixels"}. InputError: the label is of another size.
     """
-    return scanned(path, label, tuple(bands), tuple(known.items()), stamp(path), stamp(label))
+    return scanned(path, label, tuple(bands), stamp(path), stamp(label))
 
 
 @lru_cache(maxsize=65536)
-def scanned(path: str, label: str, bands: tuple, known: tuple, _tile: tuple, _label: tuple) -> dict:
-    tile, missing = read_bands(path, bands)
-    classes, empty = read_label(label, dict(known)), missing.any(axis=0)
-    if classes.shape != empty.shape:
-        height, width = empty.shape
-        raise InputError(f"{label}: {'x'.join(map(str, classes.shape))} pixels where its tile has {height}x{width};"
-                         " cut both alike")  # fmt: skip
-    flat = np.where(missing, np.nan, tile).reshape(len(tile), -1)
-    counts = np.bincount(classes[~empty & (classes != IGNORED)], minlength=len(CLASSES))
+def scanned(path: str, label: str, bands: tuple, _tile: tuple, _label: tuple) -> dict:
+    tile, missing, profile = read_bands(path, bands)
+    (raw, nodata), empty = load_label(label), missing.any(axis=0)
+    if raw.shape != empty.shape:
+        sizes = ["x".join(map(str, part.shape)) for part in (raw, empty)]
+        raise InputError(f"{label}: {sizes[0]} pixels where its tile has {sizes[1]}; cut both alike")
+    there = [part[~gone] for part, gone in zip(tile, missing, strict=True)]
     return {
-        "counts": counts,
-        "low": np.fmin.reduce(flat, axis=1, initial=np.inf),
-        "high": np.fmax.reduce(flat, axis=1, initial=-np.inf),
+        "profile": profile,
+        "values": {value: int(((raw == value) & ~empty).sum()) for value in values_of(raw, nodata)},
+        "low": np.array([part.min() if part.size else np.inf for part in there]),
+        "high": np.array([part.max() if part.size else -np.inf for part in there]),
         "missing": missing.sum(axis=(1, 2)),
         "empty": int(empty.sum()),
         "pixels": empty.size,
     }
 
 
-def check_names(paths, bands=None) -> list[str]:
-    """The bands that are used: as given, else all of the first tile. InputError: tiles with differing bands, or
-    without one of those given.
+def check_names(paths, profiles: list[dict], bands=None) -> None:
+    """InputError: tiles whose bands differ from the first tile's, where all or numbered ones are used, or one without
+    a band of those given.
     """
-    paths = list(paths)
-    first = available_bands(paths[0])
-    chosen = list(bands or first)
-    for path in paths:
-        names = available_bands(path)
-        band_numbers(path, chosen if bands else [], names)
-        if set(names) != set(first) and (not bands or any(NUMBERED.match(name) for name in chosen)):
-            other = sorted(set(names) ^ set(first))
+    first = profiles[0]["names"]
+    numbered = bands is None or any(NUMBERED.match(name) for name in bands)
+    for path, profile in zip(paths, profiles, strict=True):
+        band_numbers(path, bands or [], profile["names"])
+        other = sorted(set(profile["names"]) ^ set(first))
+        if other and numbered:
             raise InputError(
-                f"{path}: its bands are not those of {Path(paths[0]).name}: {', '.join(other[:4])} is in one of them"
-                " only; choose with --bands what all have, by name"
+                f"{path}: its bands are not those of {Path(paths.iloc[0]).name}: {', '.join(other[:4])} is in one of"
+                " them only; choose with --bands what all have, by name"
             )
-    return chosen
 
 
 def check_bands(rows: pd.DataFrame, bands) -> None:
@@ -272,10 +283,9 @@ def check_bands(rows: pd.DataFrame, bands) -> None:
 
 
 def facts_of(rows: pd.DataFrame, bands) -> dict:
-    """`scan` over all rows: counts, missing, empty and pixels summed, low and high over all."""
-    known = label_map_of(rows)
-    found = [scan(path, label, bands, known) for path, label in zip(rows["path"], rows["label"], strict=True)]
-    ways = {"counts": np.sum, "missing": np.sum, "empty": np.sum, "pixels": np.sum, "low": np.min, "high": np.max}
+    """`scan` over all rows: missing, empty and pixels summed, low and high over all."""
+    found = [scan(path, label, bands) for path, label in zip(rows["path"], rows["label"], strict=True)]
+    ways = {"missing": np.sum, "empty": np.sum, "pixels": np.sum, "low": np.min, "high": np.max}
     return {name: way([facts[name] for facts in found], axis=0) for name, way in ways.items()}
 
 
@@ -285,9 +295,10 @@ def check_rows(rows: pd.DataFrame, bands=None) -> list[str]:
     bands: None for all that the first tile has.
     """
     bands = list(bands or available_bands(rows["path"].iloc[0]))
-    facts, outputs, lines = facts_of(rows, bands), outputs_of(rows), []
-    total = max(facts["counts"].sum(), 1)
-    for name, count in zip(outputs, facts["counts"], strict=False):
+    facts, known, lines = facts_of(rows, bands), label_map_of(rows), []
+    counts = sum(class_counts(path, label, bands, known) for path, label in rows[["path", "label"]].to_numpy().tolist())
+    total = max(counts.sum(), 1)
+    for name, count in zip(outputs_of(known), counts, strict=True):
         tiles = int((rows[name] > 0).sum())
         lines.append(f"{name}: in {tiles} of {len(rows)} tiles, {count / total:.2%} of {total:,} labelled pixels")
     lines.append(f"no data: {facts['empty'] / facts['pixels']:.2%} of the pixels (a band or more is missing)")

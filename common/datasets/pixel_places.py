@@ -75,20 +75,17 @@ def by_georeference(profiles: list[dict]) -> list[tuple | None]:
     systems: dict[str, list[int]] = {}
     for index, profile in enumerate(profiles):
         if profile["crs"] is not None and not profile["transform"].is_identity:
-            systems.setdefault(str(profile["crs"]), []).append(index)
+            systems.setdefault(profile["crs"].to_wkt(), []).append(index)
     places: list[tuple | None] = [None] * len(profiles)
     for number, members in enumerate(systems.values()):
         some = [profiles[k] for k in members]
         bounds = np.array([array_bounds(p["height"], p["width"], p["transform"]) for p in some])
         sizes = np.array([(p["width"], p["height"]) for p in some])
         pixel = ((bounds[:, 2:] - bounds[:, :2]) / sizes).min(axis=0)
-        crs = some[0]["crs"]
-        code = crs.to_epsg() if crs.is_epsg_code else None
-        name = f"EPSG:{code}" if code else f"crs{number}"
         left, top = np.round(bounds[:, 0] / pixel[0]), np.round(-bounds[:, 3] / pixel[1])
         width, height = (np.round((bounds[:, 2:] - bounds[:, :2]) / pixel)).T
         for k, *place in zip(members, *(part.astype(int).tolist() for part in (top, left, height, width)), strict=True):
-            places[k] = (name, *place)
+            places[k] = (f"crs{number}", *place)
     return places
 
 

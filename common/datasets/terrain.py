@@ -1,7 +1,7 @@
 """Terrain bands of an elevation model: slope, aspect, curvatures, position, ruggedness, flow accumulation, wetness.
 
 All but flow accumulation look at a pixel's surroundings and are computed in strips of rows; water is routed over the
-whole model at once. Rows run from north to south, columns from west to east.
+whole model at once.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,8 @@ def terrain_bands(dem: np.ndarray, valid: np.ndarray | None = None, *, pixel: tu
     """{name of TERRAIN: float32 (H,W)} of an elevation model, NaN where unknown.
 
     dem: (H,W) in metres; valid: bool (H,W), None: all; NaN, infinite and huge values are never valid. pixel: height
-    and width of a pixel in metres. What needs the eight neighbours is NaN at the edge and beside missing pixels.
+    and width of a pixel in metres, the height negative where rows run from south to north. What needs the eight
+    neighbours is NaN at the edge and beside missing pixels.
 
     slope: degrees, from Horn's (1981) differences. aspect_sin, aspect_cos: of the direction downhill, clockwise from
     north (east is sin 1), 0 on level ground. curvature, plan_curvature, profile_curvature: Zevenbergen & Thorne
@@ -83,7 +84,7 @@ def terrain_strips(
         here = cells[y : y + rows]
         flow = np.where(here > 0, np.log10(np.maximum(here, 1)), np.nan)
         tangent = np.maximum(np.tan(np.deg2rad(surface[0].astype(np.float64))), LEAST_SLOPE)
-        wetness = np.log(np.maximum(here, 1) * np.sqrt(pixel[0] * pixel[1]) / tangent)
+        wetness = np.log(np.maximum(here, 1) * np.sqrt(abs(pixel[0] * pixel[1])) / tangent)
         above = position(part, known)[inner]
         yield y, np.concatenate([surface, np.stack([above, flow, wetness]).astype(np.float32)])
 

@@ -134,7 +134,7 @@ def apply_saved(session) -> int:
             f"blend of {len(sets)} sets: honest out-of-fold score {blend['honest']:.4f} (fitted {blend['fitted']:.4f})"
         )
     task.write_set(args.out, "pred", frame)
-    final = task.apply_post(frame, blend["post"] if blend else None, session.settings)
+    final = task.apply_post(frame, blend["post"] if blend else None, session.settings | {"data": session.data})
     print(f"submission: {task.write(final, session.data, args.out)} (validated)")
     for line in task.score_hidden(final, session.data):
         print(line)

@@ -255,7 +255,7 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
     atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
     print(f"predictions: {path}")
     if args.rows == "test":
-        final = task.apply_post(frame, read_post(found, task), session.settings)
+        final = task.apply_post(frame, read_post(found, task), session.settings | {"data": session.data})
         print(f"submission: {task.write(final, session.data, out)} (validated)")
         for line in task.score_hidden(final, session.data):
             print(line)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.datasets.folds import TEST, folds_hash, hold_out, read_folds, write_folds
 from common.errors import InputError, run_script
-from common.session import begin, make_parser, pick_task
+from common.session import begin, inside_demo, make_parser, pick_task
 from common.tasks import TASKS
 
 
@@ -39,7 +39,10 @@ def parser_of(task):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     task = pick_task(TASKS, argv)
-    session = begin(parser_of(task), task, argv)
+    parser = parser_of(task)
+    asked = begin(parser, task, argv, split=None)
+    task.cut(asked.settings, lambda path: inside_demo(task, Path(path), asked.args.cache))
+    session = begin(parser, task, argv)
     args = session.args
     rows, test = task.read_rows(session.data, session.settings), task.read_test(session.data)
     test = test[~test["path"].isin(rows["path"])].reset_index(drop=True)  # --labels may have made it a training row

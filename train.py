@@ -148,8 +148,8 @@ def choose_folds(session, known: list[int]) -> list:
 
 
 def split_rows(rows, fold):
-    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, test rows and unused ones
-    have no part."""
+    """(training rows, validation rows or None) of a fold; a full fit has nothing to validate on, test rows and
+    unused ones have no part."""
     rows = rows[~rows["fold"].isin((TEST, UNUSED))]
     if fold == "all":
         return rows.reset_index(drop=True), None

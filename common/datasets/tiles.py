@@ -63,7 +63,7 @@ class TileStore:
         self.paths = list(rows["path"])
         self.labels = list(rows["label"]) if "label" in rows else None
         self.spec, self.source, self.cache, self.keep = spec, source, cache, keep
-        self.memory: dict[tuple[str, int], object] = {}
+        self.memory: dict[tuple, object] = {}
 
     def tile(self, index: int) -> np.ndarray:
         """Raw bands (C,H,W); a mapped npy tile is its own cache."""
@@ -102,9 +102,11 @@ class TileStore:
         """What `load` gives, once per process where the store keeps."""
         if not self.keep:
             return load()
-        if (kind, index) not in self.memory:
-            self.memory[kind, index] = load()
-        return self.memory[kind, index]
+        # rows that repeat a tile share it
+        key = kind, self.paths[index], self.labels[index] if kind == "label" else None
+        if key not in self.memory:
+            self.memory[key] = load()
+        return self.memory[key]
 
     def stored(self, kind: str, index: int, inputs: dict, make: Callable) -> np.ndarray:
         """The array that `make` computes, from the cache where there is one."""

@@ -49,6 +49,7 @@ class Task:
 
     # the data
     add_arguments: Callable  # (parser, script): the options that belong to the task
+    cut: Callable[..., None] = lambda settings, inside: None  # rasters that make_folds.py is given -> tiles in --data
     make_demo: Callable[[Path], dict]  # fills a folder in the competition's format, returns its facts
     read_rows: Callable[[Path, dict], pd.DataFrame]  # (data, settings): the training rows
     read_test: Callable[[Path], pd.DataFrame]  # the rows to be predicted: id and path, nothing else is promised
@@ -94,7 +95,7 @@ class Task:
     mean_sets: Callable[[dict, Path], pd.DataFrame]  # ({name: set}, folder for its maps): their mean
     concat: Callable[[list], pd.DataFrame]  # sets of different rows as one
     fit_post: Callable[..., dict]  # (rows, frame, settings of ensemble.py or nothing): learnt from out-of-fold sets
-    apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings)
+    apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings with the folder that data was read from)
     write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
     score_hidden: Callable = lambda frame, data: []  # (final frame, data): lines on truth that a demo set hides
     exports: dict[str, Callable] = field(default_factory=dict)  # option of infer.py -> writer of the models
@@ -104,6 +105,7 @@ class Task:
     blends: tuple[str, ...]  # kinds of blend, the default first
     judge: Callable[..., dict]  # (rows, {name: frame}, settings): blend, honest scores and what a report needs
     blend: Callable[..., pd.DataFrame]  # (blend, {name: frame}, folder for its maps)
+    published: dict[str, dict[str, float]] = field(default_factory=dict)  # others' results, beside ours in --compare
     gates: dict[str, dict[str, float]] = field(default_factory=dict)  # level -> {score's name: what is needed}
     baselines: Callable[..., dict] = lambda rows, facts, settings: {}  # scores that stand beside ours
     report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html

@@ -200,9 +200,7 @@ def add_arguments(parser, script: str) -> None:
                              help="write solution.py and model.pth to DIR instead of predictions")  # fmt: skip
 
 
-SOURCE = Source(
-    read_tile=read_tile, read_label=files.read_label, files_of=files_of, size_of=size_of, mapped=True
-)
+SOURCE = Source(read_tile=read_tile, read_label=files.read_label, files_of=files_of, size_of=size_of, mapped=True)
 TASK = make_segmentation_task(
     name="glacier",
     slug="glacierhack",

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pyproj
+import shapely
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.features import rasterize
+from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import Resampling, transform
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from common.datasets.band_names import MASKS
-from common.datasets.band_tiles import name_bands
+from common.datasets.band_tiles import BAND_LIST, name_bands
 from common.datasets.label_grids import VECTORS, grid_difference, polygons_on, profile_of
 from common.datasets.scenes import HUGE, cache_limit, open_raster
 from common.errors import InputError
@@ -50,8 +52,12 @@ class Layer:
         self.file.close()
 
     def names(self) -> list[str]:
-        """Names of the bands that are read, as tiles have them (`band_tiles.name_bands`)."""
-        every = name_bands(self.path, self.file.descriptions)
+        """Names of the bands that are read, as tiles have them (`band_tiles.name_bands`).
+
+        A bands.txt counts beside the file only: one further up may be that of tiles cut before.
+        """
+        own = any(self.file.descriptions) or (self.path.parent / BAND_LIST).is_file()
+        every = name_bands(self.path, self.file.descriptions) if own else [f"band{k}" for k in self.file.indexes]
         return [every[number - 1] for number in self.numbers]
 
     def read(self, y: int, x: int, height: int, width: int, numbers: list[int] | None = None) -> np.ndarray:
@@ -98,6 +104,7 @@ class Drawn:
         self.shapes = polygons_on(path, self.grid)
         if not len(self.shapes):
             raise InputError(f"{path}: none of its polygons overlaps {grid}; check the georeference of both")
+        self.tree = shapely.STRtree(self.shapes)
 
     def __enter__(self) -> "Drawn":
         return self
@@ -108,8 +115,10 @@ class Drawn:
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """float32 (1,h,w) of 0 and 1; NaN beyond the edges of the grid."""
         place = window_transform(Window(x, y, width, height), self.grid["transform"])
-        inside = rasterize(list(self.shapes), out_shape=(height, width), transform=place, fill=0, dtype="uint8")
-        out = inside[None].astype(np.float32)
+        near = self.shapes[self.tree.query(shapely.box(*array_bounds(height, width, place)))]
+        out = np.zeros((1, height, width), np.float32)
+        if len(near):
+            out[0] = rasterize(list(near), out_shape=(height, width), transform=place, fill=0, dtype="uint8")
         rows, columns = np.arange(y, y + height), np.arange(x, x + width)
         out[:, (rows < 0) | (rows >= self.grid["height"])] = np.nan
         out[:, :, (columns < 0) | (columns >= self.grid["width"])] = np.nan

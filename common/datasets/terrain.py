@@ -41,7 +41,7 @@ def terrain_bands(dem: np.ndarray, valid: np.ndarray | None = None, *, pixel: tu
     pixels around, m. flow_accumulation: log10 of `upslope_cells`. wetness: ln(a / tan slope), a the upslope area per
     metre of contour, with tan slope at least LEAST_SLOPE.
 
-    Memory: 40 bytes a pixel for the result, about 20 for what it is made from.
+    Memory: 40 bytes a pixel for the result, about 30 for what it is made from.
     """
     dem, valid = checked(dem, valid)
     cells = upslope_cells(dem, valid, pixel=pixel)

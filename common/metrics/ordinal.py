@@ -27,7 +27,8 @@ def cohens_kappa(counts, weights: str | None = None):
     """Cohen's kappa of counts (..., K, K) [true, pred]: a float, or an array (...) for stacked counts.
 
     weights: None, "linear" or "quadratic" in the distance of the classes (Cohen 1968). As scikit-learn's
-    cohen_kappa_score, but 0 where truth and prediction are one and the same class, or nothing is counted.
+    cohen_kappa_score, but 0 where truth and prediction are one and the same class, or
+    nothing is counted; exactly 0 where either is one class alone.
     """
     if weights not in WEIGHTS:
         raise InputError(f"kappa: weights {weights}; choose one of {', '.join(map(str, WEIGHTS))}")
@@ -37,7 +38,9 @@ def cohens_kappa(counts, weights: str | None = None):
     cost = WEIGHTS[weights](np.abs(order[:, None] - order)).astype(np.float64)
     seen = (share * cost).sum((-2, -1))
     chance = (share.sum(-1)[..., :, None] * share.sum(-2)[..., None, :] * cost).sum((-2, -1))
-    answer = np.where(chance > 0, 1 - seen / np.where(chance > 0, chance, 1), 0.0)
+    # one class alone on either side makes both sums equal: exactly 0, whatever the rounding
+    lone = ((share.sum(-1) > 0).sum(-1) < 2) | ((share.sum(-2) > 0).sum(-1) < 2)
+    answer = np.where(lone, 0.0, 1 - seen / np.where(lone, 1.0, chance))
     return float(answer) if answer.ndim == 0 else answer
 
 
@@ -124,4 +127,4 @@ def rate_curve(hist, *, at_least: int) -> RateCurve:
         np.concatenate([[0.0], side[held].cumsum()]) / (side.sum() or np.nan)
         for side in (negative + positive, positive)
     )
-    return RateCurve(area, found, float(np.trapezoid(found, area)))
+    return RateCurve(area, found, float((np.diff(area) * (found[1:] + found[:-1])).sum() / 2))

@@ -96,8 +96,9 @@ class Segmenter(nn.Module):
         )
         common = {"attention": attention, "decoder": decoder, "drop_path": drop_path}
         build = late_net if fusion == "late" else build_net
-        answers = 1 if head == "coral" else head_outputs(head, self.classes)
-        self.net = build(arch, encoder, self.channels, answers, **common, rgb=rgb, bands=tuple(bands))
+        levels = head_outputs(head, self.classes)
+        scores = 1 if head == "coral" else levels
+        self.net = build(arch, encoder, self.channels, scores, **common, rgb=rgb, bands=tuple(bands))
         self.full = self._full_stem() if stem == "full" else None
         self.ordinal = None if head == "softmax" else OrdinalHead(self.net.segmentation_head, head, self.classes)
         if self.ordinal is not None:

@@ -93,18 +93,18 @@ def share_of(counts: np.ndarray, index: int) -> float:
 def repetitions(counts: np.ndarray, rare: int, target: float, most: int) -> np.ndarray:
     """How often each tile is shown, (n,), 1 to most: the richest first, all once more before any twice more.
 
-    counts: labelled pixels (n, K). Ends with the tile that brings the share to the target; a tile that has less of the
-    class than the target is not repeated.
+    counts: labelled pixels (n, K). Ends with the tile that brings the share to the target; a tile that would lower the
+    share is not repeated.
     """
     labelled = counts.sum(axis=1)
     share = counts[:, rare] / np.maximum(labelled, 1)
     times, own, total = np.ones(len(counts), np.int64), counts[:, rare].sum(), labelled.sum()
-    richest = [index for index in np.argsort(-share, kind="stable") if share[index] > target]
-    for index in richest * (most - 1):
+    for index in np.tile(np.argsort(-share, kind="stable"), most - 1):
         if own >= target * total:
             break
-        times[index] += 1
-        own, total = own + counts[index, rare], total + labelled[index]
+        if share[index] * total > own:
+            times[index] += 1
+            own, total = own + counts[index, rare], total + labelled[index]
     return times
 
 

@@ -24,6 +24,7 @@ VERSION = 1  # of what is stored
 MOST_PIXELS = 50_000  # of the class that are mixed with each other; of more, so many are drawn
 MOST_WINDOWS = 4_096
 SHARED = 0.5  # of two windows that share more of their ground than this only that of more pixels of the class is kept
+MEMORY = 2**29  # bytes of tiles that are held while windows are mixed
 DRAWS = 3_000  # the decisions of common.datasets.draws that this file takes
 TABLE = "synthetic.csv"
 
@@ -125,7 +126,7 @@ def make_windows(rows, read: Read, scan: Scan, counts: np.ndarray, settings: dic
     near = nearest_windows(descriptors, k, apart)
     gain = (windows["own"] - target * windows["labelled"]).to_numpy()
     bases = [index for index in range(len(windows)) if gain[index] > 0 and len(near[index])]
-    recent = functools.lru_cache(maxsize=8)(read)
+    recent = functools.lru_cache(maxsize=max(8, MEMORY // read(0)[0].nbytes))(read)
     short, room = target * counts.sum() - counts[rare], int(scan.counts.sum())
     if not bases:
         raise InputError(

@@ -1,0 +1,202 @@
+"""Loops of the permutohedral lattice (see common/post/permutohedral.py), compiled by numba when first used.
+
+Spans first … last - 1 are of points, vertices or slots: threads share the work by spans.
+"""
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+
+BLOCK = 128  # points that are placed at a time
+FIRST_BITS = 14  # of the table of a strip, which doubles as it fills
+
+
+@functools.cache
+def point_loops():
+    """embed, settle, join, splat, slice as machine code, made once a process; no files are written."""
+    import numba  # a third of a second that nobody need wait for who filters nothing
+
+    fast = numba.njit(nogil=True)
+    find = fast(_find)
+    embed = functools.partial(fast(_embed), fast(_place), find, fast(_grown))
+    return SimpleNamespace(embed=embed, settle=fast(_settle), join=fast(_join), splat=fast(_splat), slice=fast(_slice))
+
+
+@functools.cache
+def vertex_loops(channels: int):
+    """gather, blur, spread as machine code for one number of values at each vertex."""
+    import numba
+
+    fast = numba.njit(nogil=True)
+    return SimpleNamespace(gather=fast(_gather(channels)), blur=fast(_blur(channels)), spread=fast(_spread(channels)))
+
+
+def _embed(place, find, grown, features, used, first, last, steps, scales, slots, weights):
+    """Fills slots and weights of the points first … last - 1; gives the keys of the slots, int64, in order."""
+    corners = len(steps)
+    elevated = np.empty((corners, BLOCK), np.float32)
+    nearest, rank = np.empty((corners, BLOCK), np.float32), np.empty((corners, BLOCK), np.float32)
+    axis, offset = np.empty(corners, np.int64), np.empty(corners, np.float32)
+    bits, count = FIRST_BITS, 0
+    keys, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, -1, np.int32)
+    for p in range(first, last):
+        b = (p - first) % BLOCK
+        if b == 0:
+            place(features, p, min(BLOCK, last - p), scales, elevated, nearest, rank)
+        if not used[p]:
+            continue
+        key = 0
+        for i in range(corners):
+            key += np.int64(nearest[i, b]) * steps[i]
+            r = int(rank[i, b])
+            axis[r], offset[r] = i, elevated[i, b]
+        weights[p, 0] = offset[corners - 1] + (np.float32(1) - offset[0])
+        for r in range(corners):
+            if r:
+                key -= steps[axis[corners - r]]
+                weights[p, r] = offset[corners - 1 - r] - offset[corners - r]
+            slot = slots[p - 1, r] if p > first else 0
+            if slot >= count or keys[slot] != key:  # else the vertex is also that of the point before
+                if 2 * count >= len(table):
+                    bits += 1
+                    keys, table = grown(find, keys, bits)
+                at = find(table, keys, bits, key)
+                if table[at] < 0:
+                    table[at], keys[count] = count, key
+                    count += 1
+                slot = table[at]
+            slots[p, r] = slot
+    return keys[:count].copy()
+
+
+def _find(table, keys, bits, key):
+    """Place in the table of a key, or the empty one where it belongs."""
+    at = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+    while table[at] >= 0 and keys[table[at]] != key:
+        at = (at + 1) & (len(table) - 1)
+    return at
+
+
+def _grown(find, keys, bits):
+    """Full keys in an array twice as long, and their table of 2 ** bits places."""
+    more, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, -1, np.int32)
+    for k in range(len(keys)):
+        more[k] = keys[k]
+        table[find(table, more, bits, keys[k])] = k
+    return more, table
+
+
+def _place(features, begin, size, scales, elevated, nearest, rank):
+    """Of `size` points: where each lies in its simplex, the multiples of D nearest to it and the ranks of its offsets.
+
+    elevated: (coordinate - nearest multiple) / D; nearest: the multiples over D; all float32 (D, BLOCK). Adams et al.,
+    p. 5 to 7. Plain loops over the points inside, which the compiler turns into vector instructions.
+    """
+    corners = len(elevated)
+    wide, share = np.float32(corners), np.float32(1) / np.float32(corners)
+    magic = np.float32(12582912)  # adding 1.5 * 2 ** 23 rounds half to even
+    total = np.zeros(size, np.float32)
+    for j in range(corners - 1, 0, -1):
+        scale, times = scales[j - 1], np.float32(j)
+        for b in range(size):
+            value = features[j - 1, begin + b] * scale
+            elevated[j, b] = total[b] - times * value
+            total[b] += value
+    for b in range(size):
+        elevated[0, b] = total[b]
+        total[b] = 0
+    for i in range(corners):
+        for b in range(size):
+            nearest[i, b] = (elevated[i, b] * share + magic) - magic
+            total[b] += nearest[i, b]
+            elevated[i, b] -= nearest[i, b] * wide
+            rank[i, b] = 0
+    for i in range(corners):
+        for j in range(i + 1, corners):
+            for b in range(size):
+                less = np.float32(elevated[i, b] < elevated[j, b])
+                rank[i, b] += less
+                rank[j, b] += np.float32(1) - less
+    for i in range(corners):  # back onto the plane where the coordinates sum to 0
+        for b in range(size):
+            turn = np.float32(rank[i, b] + total[b] < 0) - np.float32(rank[i, b] + total[b] >= wide)
+            rank[i, b] += total[b] + turn * wide
+            nearest[i, b] += turn
+            elevated[i, b] = (elevated[i, b] - turn * wide) * share
+
+
+def _settle(order, starts):
+    """Sorts the slots of every vertex, so that sums run from strip to strip."""
+    for m in range(len(starts) - 1):
+        for k in range(starts[m] + 1, starts[m + 1]):
+            slot, at = order[k], k
+            while at > starts[m] and order[at - 1] > slot:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = slot
+
+
+def _join(keys, step, above, below):
+    """Vertices one step above and below each along an axis, from sorted keys; their number where there is none."""
+    count = len(keys)
+    below[:] = count
+    at = 0
+    for m in range(count):
+        wanted = keys[m] + step
+        while at < count and keys[at] < wanted:
+            at += 1
+        if at < count and keys[at] == wanted:
+            above[m], below[at] = at, m
+        else:
+            above[m] = count
+
+
+def _splat(slots, weights, used, first, last, sums):
+    """Adds 1 at every used point to the sums (L, 1) of its slots."""
+    for p in range(first, last):
+        if used[p]:
+            for j in range(slots.shape[1]):
+                sums[slots[p, j], 0] += weights[p, j]
+
+
+def _slice(slots, weights, used, copies, out, first, last):
+    """Reads the copies (L, 1) of the vertices at every used point."""
+    for p in range(first, last):
+        if used[p]:
+            total = np.float32(0)
+            for j in range(slots.shape[1]):
+                total += weights[p, j] * copies[slots[p, j], 0]
+            out[p] = total
+
+
+def _gather(channels):
+    def gather(order, starts, sums, values, first, last):
+        for m in range(first, last):
+            for c in range(channels):
+                total = np.float32(0)
+                for k in range(starts[m], starts[m + 1]):
+                    total += sums[order[k], c]
+                    sums[order[k], c] = 0
+                values[m, c] = total
+
+    return gather
+
+
+def _blur(channels):
+    def blur(old, new, above, below, first, last):
+        half = np.float32(0.5)
+        for m in range(first, last):
+            for c in range(channels):
+                new[m, c] = old[m, c] + half * (old[above[m], c] + old[below[m], c])
+
+    return blur
+
+
+def _spread(channels):
+    def spread(vertex, values, copies, first, last):
+        for k in range(first, last):
+            for c in range(channels):
+                copies[k, c] = values[vertex[k], c]
+
+    return spread

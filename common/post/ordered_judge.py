@@ -1,0 +1,202 @@
+"""Sets of maps of ordered classes against the truth: kappa, ranking and calibration of the susceptibility, areas.
+
+Honest is what was fitted (weights, thresholds, calibration) without the tile's part of the groups. Rho, AUROC, average
+precision and the curves are of the honest blend BEFORE thresholds and CRF: the mean field is far too sure of itself,
+and probabilities over thresholds are none, so that neither says how likely a class is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from common.metrics.ordered_scores import KAPPA, count_scores, gate_names, ordinal_table, rank_scores
+from common.metrics.ordinal import BINS, value_histogram
+from common.metrics.segmentation import confusion, counts_of
+from common.ordinal import susceptibility
+from common.post import mask_judge
+from common.post.mask_blend import (
+    PIXELS,
+    Sample,
+    align_sets,
+    fitted_thresholds,
+    member_prob,
+    sample_sets,
+)
+from common.post.mask_judge import bootstrap_difference, parts_of, refit, rows_of, used_mix
+from common.post.morphology import finish_mask
+from common.post.ordered_tables import area_table, calibration_judgement, rate_curves
+from common.post.susceptibility import fit_isotonic, fit_temperature
+from common.post.thresholds import sample_pixels
+
+COMPARED = ("quadratic_kappa", "mean_iou")  # of a comparison, after what gates name
+WITH_CRF = " + CRF"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one reading of the maps leaves: honest (P, K, bins) susceptibility of the parts, full (K, bins) that of the
+    blend of all tiles, probs (K, K, bins) honest probabilities, [k] of class k, and a sample of all members' pixels."""
+
+    honest: np.ndarray
+    full: np.ndarray
+    probs: np.ndarray
+    sample: Sample
+
+
+def value_of(prob: np.ndarray) -> np.ndarray:
+    """(H, W) susceptibility of probabilities (K, H, W); that of their blend is within rounding of 0 to 1."""
+    return np.clip(susceptibility(prob, 0), 0, 1)
+
+
+def gather(rows, frames: Mapping, weights: Sequence, full: Sequence, *, read_target, classes: int, part, seed: int):
+    """Gathered of sets in the order of `rows`. weights: per tile, those fitted without its part; full: of the blend."""
+    parts, each = part.max() + 1, max(PIXELS // max(len(rows), 1), 20)
+    honest, whole = np.zeros((parts, classes, BINS), np.int64), np.zeros((classes, BINS), np.int64)
+    by_class = np.zeros((classes, classes, BINS), np.int64)
+    prob, target, weight, whose = [], [], [], []
+    for index, (_, row) in enumerate(rows.iterrows()):
+        truth, valid = read_target(row)
+        probs = [member_prob(frame, index, truth.shape, classes, name) for name, frame in frames.items()]
+        mixed = used_mix(probs, weights[index])
+        honest[part[index]] += value_histogram(value_of(mixed), truth, valid, classes=classes)
+        whole += value_histogram(value_of(used_mix(probs, full)), truth, valid, classes=classes)
+        for k in range(classes):
+            by_class[k] += value_histogram(mixed[k], truth, valid, classes=classes)
+        taken, stands = sample_pixels(truth, valid, per_class=each, seed=(seed, index))
+        prob.append(np.stack([one.reshape(classes, -1)[:, taken].T for one in probs]))
+        target.append(truth.ravel()[taken].astype(np.int64))
+        weight.append(stands)
+        whose.append(np.full(len(taken), part[index]))
+    joined = (np.concatenate(values) for values in (target, weight, whose))
+    sample = Sample(np.concatenate(prob, axis=1), *joined, np.zeros(parts), KAPPA)
+    return Gathered(honest, whole, by_class, sample)
+
+
+def judge(
+    rows: pd.DataFrame,
+    sets: Mapping[str, pd.DataFrame],
+    *,
+    outputs: Sequence[str],
+    read_target: Callable,
+    kind: str,
+    seed: int,
+    morphology: Mapping,
+    thresholds: bool | Sequence[float] = True,
+    refine: Callable | None = None,
+) -> dict:
+    """What common.post.mask_judge.judge gives with Cohen's kappa as the score, and what ordered classes add.
+
+    Arguments as there; outputs: names in rising order, the positive one second where there are two. Added, all honest:
+    metrics (kappa, linear_kappa, quadratic_kappa, mean_iou, <measure>_<class> of the masks; rho, auroc_<class> of it
+    or a higher one, ap_<class>, ece_<way> of the susceptibility, before thresholds and CRF), hist (K, bins) of the
+    susceptibility, curves {"prediction rate": {class: RateCurve}}, reliability {way: table}, tables ordinal, area (a
+    drawn sample, `area_table`) and susceptibility (calibrated by what was fitted without each part). The blend's post
+    also has isotonic and temperature (`fit_post`), fitted on all tiles. Maps are read once more.
+    """
+    judgement = mask_judge.judge(rows, sets, outputs=outputs, read_target=read_target, kind=kind, seed=seed,
+                                 morphology=morphology, thresholds=thresholds, metric=KAPPA, refine=refine)  # fmt: skip
+    rows, frames = judgement["rows"], align_sets(sets)[1]
+    part = parts_of(rows["group"])
+    weights, full = [one["weights"] for one in judgement["nested"]], judgement["blend"]["weights"]
+    found = gather(rows, frames, weights, full, read_target=read_target, classes=len(outputs), part=part, seed=seed)
+    of_part = [weights[np.flatnonzero(part == p)[0]] for p in range(part.max() + 1)]
+    calibration, reliability = calibration_judgement(found.honest, found.sample, of_part, part_names(rows, part))
+    counts = counts_of(judgement["honest"], len(outputs)).sum(0)
+    hist = found.honest.sum(0)
+    metrics = count_scores(counts, outputs) | rank_scores(hist, found.probs, outputs)
+    said = calibration.iloc[-1]
+    metrics |= {name: float(said[name]) for name in calibration if name.startswith("ece_")}
+    judgement["blend"]["post"] |= calibration_post(found, full)
+    tables = {"ordinal": ordinal_table(metrics, counts.sum(1), outputs), "area": area_table(counts, outputs, seed)}
+    judgement["tables"] |= tables | {"susceptibility": calibration}
+    curves = {"prediction rate": rate_curves(hist, outputs)}
+    return judgement | {"metrics": metrics, "hist": hist, "curves": curves, "reliability": reliability}
+
+
+def part_names(rows: pd.DataFrame, part: np.ndarray) -> list[str]:
+    """What each part is called: its groups, of many the first and the last."""
+    names = [sorted(set(rows["group"].astype(str)[part == p])) for p in range(part.max() + 1)]
+    return [" ".join(one) if len(one) < 4 else f"{one[0]} to {one[-1]} ({len(one)})" for one in names]
+
+
+def calibration_post(found: Gathered, weights: Sequence[float]) -> dict:
+    """{"isotonic", "temperature"} of the blend with `weights`: the curve by every pixel, the temperature by some."""
+    sample = found.sample
+    temperature = fit_temperature(sample.blended(weights), sample.target, sample.weight)
+    return {"isotonic": fit_isotonic(found.full), "temperature": temperature}
+
+
+def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs: Sequence[str], read_target: Callable) -> dict:
+    """post.json of one out-of-fold set, plain types: thresholds (K numbers, for kappa), isotonic {"x", "y"} and
+    temperature (common/post/susceptibility.py), fitted on all its tiles; arguments as `judge`."""
+    ids, frames = align_sets({"set": frame})
+    rows, one = rows_of(rows, ids), [1.0]
+    found = gather(rows, frames, [one] * len(rows), one, read_target=read_target, classes=len(outputs),
+                   part=np.zeros(len(rows), int), seed=0)  # fmt: skip
+    return {"thresholds": fitted_thresholds(found.sample, one, True), **calibration_post(found, one)}
+
+
+def compare(
+    rows: pd.DataFrame,
+    sets: Mapping[str, pd.DataFrame],
+    *,
+    outputs: Sequence[str],
+    read_target: Callable,
+    refine: Callable | None = None,
+    thresholds: bool | Sequence[float] = False,
+) -> pd.DataFrame:
+    """Sets side by side, a line each, `run`: first what gates name (`gate_names`), then quadratic kappa, mean IoU, IoU
+    and F1 of every class, AUROC, and the difference of kappa to the first line with its 95 % interval (paired bootstrap
+    over the groups of the rows).
+
+    Masks are the argmax, by fitted thresholds (True) honest, or by the K numbers given. With `refine` (of `judge`) each
+    set has a second line, its masks refined; rho and AUROC are those before it, as in `judge`.
+    """
+    ids, frames = align_sets(sets)
+    rows, classes = rows_of(rows, ids), len(outputs)
+    chosen = compared_thresholds(rows, frames, classes, read_target, thresholds)
+    counts, hists = count_sets(rows, frames, chosen, read_target=read_target, classes=classes, refine=refine)
+    nothing, first, lines = np.zeros(len(rows), np.int64), next(iter(counts.values())), []
+    for name, table in counts.items():
+        scores = count_scores(table.sum(0), outputs)
+        scores |= rank_scores(hists[name], None, outputs)
+        names = [*gate_names(outputs), *COMPARED, *(f"{what}_{one}" for what in ("iou", "f1") for one in outputs)]
+        line = {"run": name} | {key: scores[key] for key in [*names, *(f"auroc_{one}" for one in outputs[1:])]}
+        if lines:
+            answer = bootstrap_difference(table, first, nothing, rows["group"], metric=KAPPA)
+            line |= {"against first": answer["difference"], "low95": answer["low95"], "high95": answer["high95"]}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted) -> dict[str, list]:
+    """{set: per tile its K thresholds}: equal, given, or fitted without the tile's part."""
+    if wanted is not True:
+        given = [1 / classes] * classes if wanted is False else list(wanted)
+        return {name: [given] * len(rows) for name in frames}
+    part = parts_of(rows["group"])
+    sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=0, metric=KAPPA)
+    found = {}
+    for index, name in enumerate(frames):
+        fits = refit(sample.member(index), "mean", part.max() + 1, True)
+        found[name] = [fits[p]["thresholds"] for p in part]
+    return found
+
+
+def count_sets(rows, frames: Mapping, chosen: Mapping, *, read_target, classes: int, refine) -> tuple[dict, dict]:
+    """({line of the comparison: (n, K, K) counts}, {the same: (K, bins) susceptibility}), each map read once."""
+    counts, hists = {}, {name: np.zeros((classes, BINS), np.int64) for name in frames}
+    suffixes = ("", WITH_CRF) if refine else ("",)
+    for index, (_, row) in enumerate(rows.iterrows()):
+        target, valid = read_target(row)
+        refined = refine(row) if refine else None
+        for name, frame in frames.items():
+            prob = member_prob(frame, index, target.shape, classes, name)
+            hists[name] += value_histogram(value_of(prob), target, valid, classes=classes)
+            for suffix in suffixes:
+                mask = finish_mask(prob, valid, thresholds=chosen[name][index], refine=refined if suffix else None)
+                counts.setdefault(name + suffix, []).append(confusion(target, mask, valid, classes))
+    hists = {name + suffix: hist for name, hist in hists.items() for suffix in suffixes}
+    return {name: np.stack(tables) for name, tables in counts.items()}, hists

@@ -1,0 +1,175 @@
+"""Tables of a judgement of ordered classes: calibration of the susceptibility, areas from a sample, thinned curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from common.metrics.area_accuracy import olofsson
+from common.metrics.ordinal import RateCurve, rate_curve
+from common.post.mask_blend import Sample
+from common.post.susceptibility import WAYS, apply_isotonic, fit_isotonic, fit_temperature, tempered
+
+DRAWN = 500  # pixels of every mapped class that the area sample holds
+MOST_COLOURS = 10**9  # numpy draws without replacement from fewer; beyond, 500 with replacement are as good
+PARTS = 15  # of equal width, of a reliability diagram
+CURVE_POINTS = 400
+
+
+def weighted_histogram(values, target, weight, classes: int, bins: int) -> np.ndarray:
+    """(classes, bins) float64: as common.metrics.ordinal.value_histogram, each pixel with its weight; all (n,)."""
+    place = np.clip((np.asarray(values, np.float64) * bins).astype(np.int64), 0, bins - 1)
+    cell = np.asarray(target, np.int64) * bins + place
+    return np.bincount(cell, weight, classes * bins).reshape(classes, bins)
+
+
+def order_of(prob: np.ndarray) -> np.ndarray:
+    """(n,) susceptibility of probabilities (n, K)."""
+    return np.clip(prob @ np.linspace(0, 1, prob.shape[1]), 0, 1)
+
+
+def only_part(sample: Sample, part: int) -> Sample:
+    """The pixels of one part."""
+    keep = sample.part == part
+    return replace(sample, prob=sample.prob[:, keep], target=sample.target[keep], weight=sample.weight[keep],
+                   part=sample.part[keep])  # fmt: skip
+
+
+def calibration_of(sample: Sample, weights, bins: int) -> dict:
+    """{"isotonic", "temperature"} of the blend with `weights` (m,), fitted on a sample of pixels."""
+    prob = sample.blended(weights)
+    hist = weighted_histogram(order_of(prob), sample.target, sample.weight, prob.shape[1], bins)
+    return {
+        "isotonic": fit_isotonic(hist),
+        "temperature": fit_temperature(prob, sample.target, sample.weight),
+    }
+
+
+def reliability_sums(hist: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(4, PARTS): weight, weight x value, weight x true place, weight x squared difference, by part of the value.
+
+    hist: (K, bins) pixels by true class; values: (bins,) the susceptibility that each bin is given.
+    """
+    truth = np.linspace(0, 1, len(hist))
+    weight = hist.sum(0)
+    square = (hist * (truth[:, None] - values) ** 2).sum(0)
+    part = np.minimum((values * PARTS).astype(np.int64), PARTS - 1)
+    each = (weight, weight * values, truth @ hist, square)
+    return np.stack([np.bincount(part, one, PARTS) for one in each])
+
+
+def reliability_table(sums: np.ndarray) -> pd.DataFrame:
+    """A line per part that holds anything: prob (mean susceptibility), share (mean true place), weight."""
+    weight, said, true, _ = sums[:, sums[0] > 0]
+    return pd.DataFrame({"prob": said / weight, "share": true / weight, "weight": weight})
+
+
+def sums_scores(sums: np.ndarray) -> dict[str, float]:
+    """ece (mean distance of said and true place, over the parts) and mse (mean squared distance of pixels)."""
+    total = sums[0].sum()
+    if not total > 0:
+        return {"ece": float("nan"), "mse": float("nan")}
+    return {"ece": float(np.abs(sums[1] - sums[2]).sum() / total), "mse": float(sums[3].sum() / total)}
+
+
+def part_sums(hist: np.ndarray, sample: Sample, weights, post: Mapping) -> dict[str, np.ndarray]:
+    """{way: reliability_sums} of one part with what was fitted without it.
+
+    hist: (K, bins) of all its pixels; sample: its own, which the temperature is judged by, since it is no function of
+    the susceptibility.
+    """
+    bins = hist.shape[1]
+    centre = (np.arange(bins) + 0.5) / bins
+    prob = tempered(sample.blended(weights), post["temperature"], axis=1)
+    cooled = weighted_histogram(order_of(prob), sample.target, sample.weight, len(hist), bins)
+    isotonic = apply_isotonic(centre, post["isotonic"]).astype(np.float64)
+    return {
+        "raw": reliability_sums(hist, centre),
+        "isotonic": reliability_sums(hist, isotonic),
+        "temperature": reliability_sums(cooled, centre),
+    }
+
+
+def calibration_judgement(hists, sample: Sample, weights: Sequence, names: Sequence[str]) -> tuple[pd.DataFrame, dict]:
+    """(table, {way: reliability_table of all parts}), each part calibrated by what was fitted without it.
+
+    hists: (P, K, bins) honest susceptibility; sample: pixels of all members; weights: P times those fitted without the
+    part. The table has a line per part and one of all: left out, pixels, temperature, <score>_<way>. With one part
+    alone there is nothing to fit on: what is calibrated is nan.
+    """
+    lines, total, bins = [], dict.fromkeys(WAYS, 0), hists.shape[2]
+    for part, (hist, used) in enumerate(zip(hists, weights, strict=True)):
+        others = sample.without(part)
+        fitted = calibration_of(others, used, bins) if len(others.target) else None
+        if fitted is None:
+            none = np.zeros((4, PARTS))
+            sums = {
+                "raw": reliability_sums(hist, (np.arange(bins) + 0.5) / bins),
+                "isotonic": none,
+                "temperature": none,
+            }
+        else:
+            sums = part_sums(hist, only_part(sample, part), used, fitted)
+        total = {way: total[way] + sums[way] for way in WAYS}
+        temperature = fitted["temperature"] if fitted else float("nan")
+        lines.append(calibration_line(names[part], hist.sum(), temperature, sums))
+    mean = float(np.mean([line["temperature"] for line in lines]))
+    table = pd.DataFrame([*lines, calibration_line("all", hists.sum(), mean, total)])
+    return table, {way: reliability_table(total[way]) for way in WAYS}
+
+
+def calibration_line(name: str, pixels: int, temperature: float, sums: Mapping[str, np.ndarray]) -> dict:
+    scores = {way: sums_scores(sums[way]) for way in WAYS}
+    line = {"left out": name, "pixels": int(pixels), "temperature": temperature}
+    return line | {f"{score}_{way}": scores[way][score] for score in ("ece", "mse") for way in WAYS}
+
+
+def area_table(counts: np.ndarray, outputs: Sequence[str], seed: int, drawn: int = DRAWN) -> pd.DataFrame:
+    """What a survey of `drawn` pixels of every mapped class would tell of the map and of the classes' areas.
+
+    counts: (K, K) [true, pred] of all labelled pixels. Drawn at random without replacement, so that the sample of a
+    mapped class is a multivariate hypergeometric draw from its column; estimates by Olofsson et al. 2014. A line each:
+    estimate (overall, users, producers, share), class, mapped (share of the map, for `share`), value, low95, high95,
+    and all pixels, the same of every labelled pixel. The intervals take pixels for independent: neighbours resemble
+    each other, so they are too narrow for another area.
+    """
+    counts = np.asarray(counts, np.int64)
+    rng = np.random.default_rng(seed)
+    mapped = counts.sum(0)
+    sample = np.stack([draw(rng, column, drawn) for column in counts.T], 1)
+    found, whole = olofsson(sample, mapped), olofsson(counts, mapped)
+    lines = [area_line("overall", "", np.nan, found.overall, whole.overall, ())]
+    for name in ("users", "producers", "share"):
+        for k, output in enumerate(outputs):
+            area = float(found.mapped[k]) if name == "share" else np.nan
+            lines.append(area_line(name, output, area, getattr(found, name), getattr(whole, name), k))
+    return pd.DataFrame(lines)
+
+
+def draw(rng, column: np.ndarray, drawn: int) -> np.ndarray:
+    """(K,) truths of `drawn` pixels of one mapped class, all where it has fewer."""
+    if column.sum() <= drawn:
+        return column
+    if column.sum() >= MOST_COLOURS:
+        return rng.multinomial(drawn, column / column.sum())
+    return rng.multivariate_hypergeometric(column, drawn)
+
+
+def area_line(name: str, output: str, mapped: float, found, whole, k) -> dict:
+    line = {"estimate": name, "class": output, "mapped": mapped, "value": float(found.value[k])}
+    return line | {"low95": float(found.low[k]), "high95": float(found.high[k]), "all pixels": float(whole.value[k])}
+
+
+def rate_curves(hist, outputs: Sequence[str]) -> dict[str, RateCurve]:
+    """{class: prediction rate of it and all higher ones by the susceptibility}, of CURVE_POINTS points at most."""
+    return {name: thinned_curve(rate_curve(hist, at_least=k)) for k, name in enumerate(outputs) if k}
+
+
+def thinned_curve(curve: RateCurve, most: int = CURVE_POINTS) -> RateCurve:
+    """The curve with at most `most` of its points, evenly along it, its ends kept; the area under it is the whole's."""
+    if len(curve.area) <= most:
+        return curve
+    along = curve.area + np.nan_to_num(curve.found)
+    chosen = np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], most)).clip(0, len(along) - 1))
+    return RateCurve(curve.area[chosen], curve.found[chosen], curve.auc)

@@ -16,7 +16,7 @@ from common.errors import InputError
 
 SIDES = {"train": ALWAYS, "val": 0, "test": TEST}
 MOST = 200  # cells that blocks are searched among; more are slow
-TRIES = 4  # searches, of which the one that leaves out few tiles and deals the classes evenly counts
+TRIES = 3  # searches, of which the one that leaves out few tiles and deals the classes evenly counts
 LOST = 10.0  # a tenth of the tiles unused counts as much as a fold that is one standard deviation off in a class
 KEPT = 1000.0  # what a tile inside its block costs beside one on a border
 LEAKS = (
@@ -172,7 +172,7 @@ def pairs_of(rows) -> tuple[np.ndarray, np.ndarray]:
 def cells_of(rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(cell (n,) of each tile, bounds (c, 4) of the cells, bounds (n, 4) of the tiles) that blocks are made of.
 
-    Bounds are left, bottom, right, top in pixels, rasters laid side by side. A cell is a tile where tiles are few and do
+    Bounds are left, bottom, right, top in pixels, rasters side by side. A cell is a tile where tiles are few and do
     not overlap; else a square that holds the centres of its tiles, as large as a tile or so large that there are at
     most MOST.
     """
@@ -235,19 +235,19 @@ def across(fold, pairs: np.ndarray) -> np.ndarray:
 def check_overlap(rows, fold, group=None) -> list[str]:
     """InputError naming two tiles that share pixels on two sides of a split; [] where there are none.
 
-    group (n,): of folds whose every tile is its own group (scheme random, made to leak) a line says so instead.
+    group (n,): where it is the tile itself (scheme random, made to leak) a line says so instead.
     """
-    fold = np.asarray(fold)
+    fold, ids = np.asarray(fold), rows["id"].to_numpy(str)
     pairs = across(fold, pairs_of(rows)[0])
     if not len(pairs):
         return []
-    if group is not None and len(set(np.asarray(group)[fold >= 0].tolist())) == (fold >= 0).sum():
+    if group is not None and (fold >= 0).any() and (np.asarray(group) == ids)[fold >= 0].all():
         return [f"{len(pairs)} pairs of tiles on two sides share pixels: {LEAKS}"]
     names = {TEST: "test", ALWAYS: "always trained on"}
     i, j = pairs[0]
-    ids, sides = rows["id"].to_numpy(str)[[i, j]], [names.get(int(fold[k]), f"fold {fold[k]}") for k in (i, j)]
+    sides = [names.get(int(fold[k]), f"fold {fold[k]}") for k in (i, j)]
     raise InputError(
-        f"tiles {ids[0]} ({sides[0]}) and {ids[1]} ({sides[1]}) share pixels, so that scores would come out too good"
+        f"tiles {ids[i]} ({sides[0]}) and {ids[j]} ({sides[1]}) share pixels, so that scores would come out too good"
         f" ({len(pairs)} such pairs); make the folds again with make_folds.py --scheme blocks"
     )
 

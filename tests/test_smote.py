@@ -1,9 +1,9 @@
 """SMOTE beside imbalanced-learn and plain slow versions; windows around a class and their mixing."""
 
-import numba
 import numpy as np
 import pytest
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from common.datasets.smote import (
     describe,
@@ -25,21 +25,23 @@ def some_points(count: int, bands: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("count", "bands", "k"), [(40, 2, 3), (300, 7, 5), (700, 28, 5), (6, 4, 5)])
-def test_neighbours_are_scikit_learns(count, bands, k):
-    from sklearn.neighbors import NearestNeighbors
-
+def test_neighbours_are_those_of_a_plain_search(count, bands, k):
     points = some_points(count, bands)
-    search = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(points.astype(np.float64))
-    np.testing.assert_array_equal(neighbours(points, k), search.kneighbors(return_distance=False, n_neighbors=k))
+    found = neighbours(points, k)
+    for index, point in enumerate(points.astype(np.float64)):
+        distance = np.linalg.norm(points - point, axis=1)
+        distance[index] = np.inf
+        np.testing.assert_array_equal(found[index], np.argsort(distance)[:k])
+    np.testing.assert_array_equal(neighbours(points, k, np.array([4, 2, 4])), found[[4, 2, 4]])
 
 
-def test_neighbours_of_some_points_and_of_equal_points():
-    points = np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 0], [-1, 0]], np.float32)
-    # equally near points come in their order, a point is never its own neighbour, even among copies of itself
-    np.testing.assert_array_equal(
-        neighbours(points, 3), [[1, 4, 2], [0, 4, 2], [0, 1, 4], [0, 1, 4], [0, 1, 2], [0, 1, 4]]
-    )
-    np.testing.assert_array_equal(neighbours(points, 3, np.array([3, 1])), [[0, 1, 4], [0, 4, 2]])
+def test_a_point_is_never_its_own_neighbour():
+    copies = np.concatenate([np.zeros((9, 3), np.float32), np.ones((4, 3), np.float32), np.full((1, 3), 3, np.float32)])
+    found = neighbours(copies, 3)
+    assert found.shape == (14, 3) and not (found == np.arange(14)[:, None]).any()
+    assert all(len(set(near)) == 3 for near in found)
+    np.testing.assert_array_equal(copies[found[:13]], np.repeat(copies[:13, None], 3, axis=1))
+    assert set(found[13]) < {9, 10, 11, 12}
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(3, np.float32), (17, np.float32), (28, np.float64)])
@@ -54,14 +56,13 @@ def test_new_pixels_are_imbalanced_learns(bands, dtype):
 
 
 def test_new_pixels_are_the_same_for_any_number_of_threads():
-    points, before = some_points(3000, 9), numba.get_num_threads()
-    first = smote(points, 5000, k=4, seed=3)
-    try:
-        numba.set_num_threads(1)
-        np.testing.assert_array_equal(first, smote(points, 5000, k=4, seed=3))
-    finally:
-        numba.set_num_threads(before)
-    assert (first != smote(points, 5000, k=4, seed=4)).any()
+    """Whole numbers in many bands: many points are equally near."""
+    points, found = np.random.default_rng(0).integers(0, 2, (3000, 17)).astype(np.float32), []
+    for threads in (1, 4):
+        with threadpool_limits(limits=threads):
+            found.append(smote(points, 5000, k=4, seed=3))
+    np.testing.assert_array_equal(*found)
+    assert (found[0] != smote(points, 5000, k=4, seed=4)).any()
 
 
 @pytest.mark.parametrize(("count", "k", "word"), [(5, 5, "hold 5"), (0, 1, "hold 0"), (9, 0, "--smote-k 0")])

@@ -4,16 +4,14 @@ Pixels, as vectors of their bands, are treated as by imbalanced-learn's SMOTE. W
 convolution looks at: they lie around the class, are compared by mean and deviation of their bands, and are mixed whole.
 """
 
-import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from common.errors import InputError
-
-CHUNK = 512  # points that a thread of the search takes at a time
 
 
 def check_neighbours(samples: int, k: int, what: str) -> None:
@@ -33,71 +31,17 @@ def check_neighbours(samples: int, k: int, what: str) -> None:
 def neighbours(points: np.ndarray, k: int, of: np.ndarray | None = None) -> np.ndarray:
     """int64 (Q, k): of the points with the indices `of` (all N without it) the k nearest others, nearest first.
 
-    points: finite floats (N, D); distances are Euclidean, in float64. Of equally near points the first comes first:
-    the same answer for any number of threads. InputError unless N > k >= 1.
+    points: finite floats (N, D); distances are Euclidean. On one thread, for with more of them scikit-learn's order of
+    equally near points depends on their number. InputError unless N > k >= 1.
     """
-    points = np.asarray(points, np.float64)
     check_neighbours(len(points), k, "pixels of the class")
-    # The search walks outwards along the band of most variance: most points are then too far in that band alone.
-    bands = np.argsort(-points.var(axis=0), kind="stable")
-    order = np.argsort(points[:, bands[0]], kind="stable")
-    ranked = np.pad(points[np.ix_(order, bands)], ((0, 0), (0, (1 - len(bands)) % 4)))
-    place = np.empty(len(points), np.int64)
-    place[order] = np.arange(len(points))
-    wanted = place if of is None else place[np.asarray(of)]
-    found = np.empty((len(wanted), k), np.int64)
-    search, threads = _compiled()
-    parts = [slice(first, first + CHUNK) for first in range(0, len(wanted), CHUNK)]
-    with ThreadPoolExecutor(threads()) as pool:
-        list(pool.map(lambda part: search(ranked, order, wanted[part], found[part]), parts))
-    return found
-
-
-@functools.cache
-def _compiled():
-    """(search, number of threads); the search is compiled once a process, half a second, and no files are written."""
-    import numba  # a third of a second that nobody need wait for who mixes no pixels
-
-    return numba.njit(nogil=True)(_search), numba.get_num_threads
-
-
-def _search(ranked, order, wanted, found):
-    """found[q] = nearest others of ranked[wanted[q]] as numbers order[.]; ranked: (N, 1 + 4 m), ascends in column 0."""
-    count, bands = ranked.shape
-    k = found.shape[1]
-    best = np.empty(k)
-    for q in range(len(wanted)):
-        here = wanted[q]
-        best[:] = np.inf
-        found[q] = count
-        left, right = here - 1, here + 1
-        while left >= 0 or right < count:
-            to_left = ranked[here, 0] - ranked[left, 0] if left >= 0 else np.inf
-            to_right = ranked[right, 0] - ranked[here, 0] if right < count else np.inf
-            other = left if to_left <= to_right else right
-            step = min(to_left, to_right)
-            total = step * step
-            if total > best[k - 1]:
-                break
-            if other == left:
-                left -= 1
-            else:
-                right += 1
-            for band in range(1, bands, 4):  # a look at the limit after every four lets the processor work ahead
-                a = ranked[here, band] - ranked[other, band]
-                b = ranked[here, band + 1] - ranked[other, band + 1]
-                c = ranked[here, band + 2] - ranked[other, band + 2]
-                d = ranked[here, band + 3] - ranked[other, band + 3]
-                total += (a * a + b * b) + (c * c + d * d)
-                if total > best[k - 1]:
-                    break
-            number, at = order[other], k - 1
-            if total > best[at] or (total == best[at] and number > found[q, at]):
-                continue
-            while at > 0 and (total < best[at - 1] or (total == best[at - 1] and number < found[q, at - 1])):
-                best[at], found[q, at] = best[at - 1], found[q, at - 1]
-                at -= 1
-            best[at], found[q, at] = total, number
+    of = np.arange(len(points)) if of is None else np.asarray(of)
+    with threadpool_limits(limits=1, user_api="openmp"):
+        found = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points[of], return_distance=False)
+    # A point comes first of its own neighbours, except among copies of itself, where it may come later or not at all.
+    itself = found == of[:, None]
+    itself[~itself.any(axis=1), -1] = True
+    return found[~itself].reshape(len(of), k)
 
 
 def smote(points: np.ndarray, count: int, *, k: int, seed: int) -> np.ndarray:

@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import cohen_kappa_score, matthews_corrcoef, precision_score, recall_score
 
 from common.errors import InputError
-from common.metrics.pixel_baselines import constant_score, logistic_counts, logistic_score
+from common.metrics.ordered_scores import KAPPA
+from common.metrics.pixel_baselines import constant_score, logistic_counts, logistic_judgement, logistic_score
 
 
 def draw_tiles(count=6, size=24, classes=3, seed=0, spread=0.25):
@@ -129,3 +131,85 @@ def test_folds_are_needed():
         for score in (logistic_score, constant_score):
             with pytest.raises(InputError, match="two folds or more"):
                 score(rows.assign(fold=fold), **reads)
+
+
+def test_a_constant_has_no_kappa():
+    """Pixels without data are right with MCC, which counts them; kappa leaves them out and is 0."""
+    rows, reads, tiles, _ = draw_tiles()
+    for tile in tiles:
+        tile[:, :12] = 0
+    assert constant_score(rows, **reads, metric=KAPPA) == 0
+    assert constant_score(rows, **reads) != 0
+
+
+def test_kappa_of_the_regression_is_that_of_pixels_with_data():
+    rows, reads, tiles, targets = draw_tiles()
+    counts = logistic_counts(rows, **reads).sum(0)
+    counts[0, 0] -= 6 * 3 * 24
+    truth, said = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices((3, 3)))
+    assert np.bincount(truth).tolist() == np.bincount(known(tiles, targets)).tolist()
+    score = logistic_score(rows, **reads, metric=KAPPA)
+    assert score == pytest.approx(cohen_kappa_score(truth, said), abs=1e-12)
+    assert score != pytest.approx(logistic_score(rows, **reads), abs=1e-3)
+
+
+def test_ignored_pixels_count_nowhere():
+    """A label that counts nowhere is as good as no such pixel: neither fitted on, nor scored, nor background."""
+    rows, reads, tiles, targets = draw_tiles(spread=0.05)
+    wrong = [target.copy() for target in targets]
+    for target in wrong:
+        target[12:] = (target[12:] + 1) % 3  # half of the labels are wrong …
+    mixed = reads | {"read_target": wrong.__getitem__}
+    assert logistic_score(rows, **mixed) < 0.7
+    for target in targets:
+        target[12:] = 255  # … or not known
+        target[:3, :4] = 255
+    counts = logistic_counts(rows, **reads)
+    assert (counts.sum((1, 2)) == 12 * 24 - 3 * 4).all()
+    assert logistic_score(rows, **reads) > 0.95
+    targets[0][:] = 255
+    assert logistic_counts(rows, **reads)[0].sum() == 0
+    assert -1 < constant_score(rows, **reads) < 1
+
+
+def test_judgement_of_the_regression_is_that_of_scikit_learn():
+    rows, reads, tiles, targets = draw_tiles(spread=0.6)
+    for target in targets:
+        target[20:] = 255
+    found = logistic_judgement(rows, **reads, outputs=["low", "medium", "high"], pixels=10**6)
+    truth, said, order = [], [], []
+    for k in range(3):
+        here, there = np.flatnonzero(rows["fold"] == k), np.flatnonzero(rows["fold"] != k)
+        labelled = [
+            [target[(tile != 0).any(0)] < 255 for tile, target in zip(tiles, targets, strict=True)][n] for n in there
+        ]
+        train = columns([tiles[n] for n in there])[np.concatenate(labelled)]
+        mean, std = train.mean(0), train.std(0)
+        label = known([tiles[n] for n in there], [targets[n] for n in there])
+        model = LogisticRegression(max_iter=2000).fit(np.clip((train - mean) / std, -4, 4), label[label < 255])
+        held = known([tiles[n] for n in here], [targets[n] for n in here])
+        prob = model.predict_proba(np.clip((columns([tiles[n] for n in here]) - mean) / std, -4, 4)[held < 255])
+        truth.append(held[held < 255])
+        said.append(prob.argmax(1))
+        order.append(prob @ [0, 0.5, 1])
+    truth, said, order = (np.concatenate(values) for values in (truth, said, order))
+    metrics = found["metrics"]
+    assert list(metrics) == ["kappa", "precision_medium", "recall_high", "rho"]
+    assert metrics["kappa"] == pytest.approx(cohen_kappa_score(truth, said), abs=3e-3)
+    assert metrics["precision_medium"] == pytest.approx(precision_score(truth == 1, said == 1), abs=3e-3)
+    assert metrics["recall_high"] == pytest.approx(recall_score(truth == 2, said == 2), abs=3e-3)
+    assert metrics["rho"] == pytest.approx(spearmanr(truth, order).statistic, abs=3e-3)
+    assert found["counts"].sum() == found["hist"].sum() == len(truth)
+    plain = logistic_counts(rows, **reads, pixels=10**6, nodata=False)
+    assert np.array_equal(found["counts"], plain)
+
+
+def test_judgement_where_training_lacks_a_class():
+    rows, reads, _, targets = draw_tiles()
+    for n in np.flatnonzero(rows["fold"] != 0):
+        targets[n][targets[n] == 1] = 2
+    found = logistic_judgement(rows, **reads, outputs=["low", "medium", "high"])
+    assert found["counts"][rows["fold"] == 0].sum((0, 1))[1] == 0 < found["counts"][rows["fold"] == 0].sum((0, 2))[1]
+    for target in targets:
+        target[:] = 2
+    assert logistic_judgement(rows, **reads, outputs=["low", "medium", "high"])["hist"][2, -1] == 6 * 21 * 24

@@ -5,11 +5,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from common.metrics.ordinal import auroc, average_precision, cohens_kappa, spearman
+from common.metrics.ordinal import BINS, auroc, average_precision, cohens_kappa, spearman, value_histogram
 from common.metrics.segmentation import Metric, class_table, mean_iou
 
 KAPPA = Metric("kappa", "Cohen's kappa", cohens_kappa, nodata=False)
+POWER = 0.25  # of a value before it is binned: sure maps crowd at 0, and of a rank only the order counts
 OF_CLASS = ("iou", "f1", "precision", "recall")
+
+
+def ranked_histogram(values, target, valid, *, classes: int, bins: int = BINS) -> np.ndarray:
+    """(classes, bins) int64 as common.metrics.ordinal.value_histogram of values ** POWER, cut to 0 and 1."""
+    spread = np.clip(np.asarray(values, np.float64), 0, 1) ** POWER
+    return value_histogram(spread, target, valid, classes=classes, bins=bins)
+
+
+def bin_values(bins: int = BINS) -> np.ndarray:
+    """(bins,) the value in the middle of each bin of `ranked_histogram`."""
+    return ((np.arange(bins) + 0.5) / bins) ** (1 / POWER)
 
 
 def gate_names(outputs: Sequence[str]) -> list[str]:
@@ -32,7 +44,7 @@ def rank_scores(hist, prob_hists, outputs: Sequence[str]) -> dict[str, float]:
     its own probability); nan where undefined.
 
     hist: (K, bins) pixels by true class and susceptibility; prob_hists: (K, K, bins), [k] by the probability of class
-    k, or None for no ap. Histograms of common.metrics.ordinal.value_histogram.
+    k, or None for no ap. Histograms of `ranked_histogram`.
     """
     scores = {"rho": spearman(hist)}
     scores |= {f"auroc_{name}": auroc(hist, at_least=k) for k, name in enumerate(outputs) if k}

@@ -12,8 +12,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from common.errors import InputError
 from common.metrics.baselines import clip_outliers
-from common.metrics.ordered_scores import count_scores, gate_names, rank_scores
-from common.metrics.ordinal import value_histogram
+from common.metrics.ordered_scores import count_scores, gate_names, rank_scores, ranked_histogram
 from common.metrics.segmentation import MCC, Metric, confusion
 
 IGNORED = 255  # a label pixel of no class: it counts nowhere
@@ -170,12 +169,12 @@ def logistic_judgement(
     """What the regression scores as a map of ordered classes, out of fold, over pixels with data and label.
 
     Arguments as `logistic_counts`. Returns counts int64 (rows, K, K) of its likeliest class, hist int64 (K, bins) of
-    its susceptibility (mean class as a share of the highest), metrics: those that gates name (`gate_names`).
+    its susceptibility (mean class as a share of the highest, `ranked_histogram`), metrics: those that gates name.
     """
     place, counts, hist = np.linspace(0, 1, classes), np.zeros((len(rows), classes, classes), np.int64), 0
     for tile in held_tiles(rows, read_tile=read_tile, read_target=read_target, pixels=pixels, seed=seed):
         prob = np.zeros((0, classes)) if not len(tile.truth) else class_probabilities(tile.model, tile.values, classes)
         counts[tile.place] = confusion(tile.truth, prob.argmax(1), None, classes)
-        hist = hist + value_histogram(prob @ place, tile.truth, None, classes=classes)
+        hist = hist + ranked_histogram(prob @ place, tile.truth, None, classes=classes)
     scores = count_scores(counts.sum(0), outputs) | rank_scores(hist, None, outputs)
     return {"counts": counts, "hist": hist, "metrics": {name: scores[name] for name in gate_names(outputs)}}

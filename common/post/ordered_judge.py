@@ -11,8 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.metrics.ordered_scores import KAPPA, count_scores, gate_names, ordinal_table, rank_scores
-from common.metrics.ordinal import BINS, value_histogram
+from common.metrics.ordered_scores import (
+    KAPPA,
+    bin_values,
+    count_scores,
+    gate_names,
+    ordinal_table,
+    rank_scores,
+    ranked_histogram,
+)
+from common.metrics.ordinal import BINS
 from common.metrics.segmentation import confusion, counts_of
 from common.ordinal import susceptibility
 from common.post import mask_judge
@@ -45,11 +53,6 @@ class Gathered:
     sample: Sample
 
 
-def value_of(prob: np.ndarray) -> np.ndarray:
-    """(H, W) susceptibility of probabilities (K, H, W); that of their blend is within rounding of 0 to 1."""
-    return np.clip(susceptibility(prob, 0), 0, 1)
-
-
 def gather(rows, frames: Mapping, weights: Sequence, full: Sequence, *, read_target, classes: int, part, seed: int):
     """Gathered of sets in the order of `rows`. weights: per tile, those fitted without its part; full: of the blend."""
     parts, each = part.max() + 1, max(PIXELS // max(len(rows), 1), 20)
@@ -60,10 +63,10 @@ def gather(rows, frames: Mapping, weights: Sequence, full: Sequence, *, read_tar
         truth, valid = read_target(row)
         probs = [member_prob(frame, index, truth.shape, classes, name) for name, frame in frames.items()]
         mixed = used_mix(probs, weights[index])
-        honest[part[index]] += value_histogram(value_of(mixed), truth, valid, classes=classes)
-        whole += value_histogram(value_of(used_mix(probs, full)), truth, valid, classes=classes)
+        honest[part[index]] += ranked_histogram(susceptibility(mixed, 0), truth, valid, classes=classes)
+        whole += ranked_histogram(susceptibility(used_mix(probs, full), 0), truth, valid, classes=classes)
         for k in range(classes):
-            by_class[k] += value_histogram(mixed[k], truth, valid, classes=classes)
+            by_class[k] += ranked_histogram(mixed[k], truth, valid, classes=classes)
         taken, stands = sample_pixels(truth, valid, per_class=each, seed=(seed, index))
         prob.append(np.stack([one.reshape(classes, -1)[:, taken].T for one in probs]))
         target.append(truth.ravel()[taken].astype(np.int64))
@@ -125,7 +128,7 @@ def calibration_post(found: Gathered, weights: Sequence[float]) -> dict:
     """{"isotonic", "temperature"} of the blend with `weights`: the curve by every pixel, the temperature by some."""
     sample = found.sample
     temperature = fit_temperature(sample.blended(weights), sample.target, sample.weight)
-    return {"isotonic": fit_isotonic(found.full), "temperature": temperature}
+    return {"isotonic": fit_isotonic(found.full, bin_values()), "temperature": temperature}
 
 
 def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs: Sequence[str], read_target: Callable) -> dict:
@@ -194,7 +197,7 @@ def count_sets(rows, frames: Mapping, chosen: Mapping, *, read_target, classes: 
         refined = refine(row) if refine else None
         for name, frame in frames.items():
             prob = member_prob(frame, index, target.shape, classes, name)
-            hists[name] += value_histogram(value_of(prob), target, valid, classes=classes)
+            hists[name] += ranked_histogram(susceptibility(prob, 0), target, valid, classes=classes)
             for suffix in suffixes:
                 mask = finish_mask(prob, valid, thresholds=chosen[name][index], refine=refined if suffix else None)
                 counts.setdefault(name + suffix, []).append(confusion(target, mask, valid, classes))

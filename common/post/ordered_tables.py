@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.area_accuracy import olofsson
-from common.metrics.ordinal import RateCurve, rate_curve
+from common.metrics.ordered_scores import POWER, bin_values
+from common.metrics.ordinal import BINS, RateCurve, rate_curve
 from common.post.mask_blend import Sample
 from common.post.susceptibility import WAYS, apply_isotonic, fit_isotonic, fit_temperature, tempered
 
@@ -17,11 +18,11 @@ PARTS = 15  # of equal width, of a reliability diagram
 CURVE_POINTS = 400
 
 
-def weighted_histogram(values, target, weight, classes: int, bins: int) -> np.ndarray:
-    """(classes, bins) float64: as common.metrics.ordinal.value_histogram, each pixel with its weight; all (n,)."""
-    place = np.clip((np.asarray(values, np.float64) * bins).astype(np.int64), 0, bins - 1)
-    cell = np.asarray(target, np.int64) * bins + place
-    return np.bincount(cell, weight, classes * bins).reshape(classes, bins)
+def weighted_histogram(values, target, weight, classes: int) -> np.ndarray:
+    """(classes, BINS) float64: as common.metrics.ordered_scores.ranked_histogram, each pixel with its weight; (n,)."""
+    place = np.clip((np.asarray(values, np.float64) ** POWER * BINS).astype(np.int64), 0, BINS - 1)
+    cell = np.asarray(target, np.int64) * BINS + place
+    return np.bincount(cell, weight, classes * BINS).reshape(classes, BINS)
 
 
 def order_of(prob: np.ndarray) -> np.ndarray:
@@ -36,12 +37,12 @@ def only_part(sample: Sample, part: int) -> Sample:
                    part=sample.part[keep])  # fmt: skip
 
 
-def calibration_of(sample: Sample, weights, bins: int) -> dict:
+def calibration_of(sample: Sample, weights) -> dict:
     """{"isotonic", "temperature"} of the blend with `weights` (m,), fitted on a sample of pixels."""
     prob = sample.blended(weights)
-    hist = weighted_histogram(order_of(prob), sample.target, sample.weight, prob.shape[1], bins)
+    hist = weighted_histogram(order_of(prob), sample.target, sample.weight, prob.shape[1])
     return {
-        "isotonic": fit_isotonic(hist),
+        "isotonic": fit_isotonic(hist, bin_values()),
         "temperature": fit_temperature(prob, sample.target, sample.weight),
     }
 
@@ -79,15 +80,13 @@ def part_sums(hist: np.ndarray, sample: Sample, weights, post: Mapping) -> dict[
     hist: (K, bins) of all its pixels; sample: its own, which the temperature is judged by, since it is no function of
     the susceptibility.
     """
-    bins = hist.shape[1]
-    centre = (np.arange(bins) + 0.5) / bins
     prob = tempered(sample.blended(weights), post["temperature"], axis=1)
-    cooled = weighted_histogram(order_of(prob), sample.target, sample.weight, len(hist), bins)
-    isotonic = apply_isotonic(centre, post["isotonic"]).astype(np.float64)
+    heated = weighted_histogram(order_of(prob), sample.target, sample.weight, len(hist))
+    isotonic = apply_isotonic(bin_values(), post["isotonic"]).astype(np.float64)
     return {
-        "raw": reliability_sums(hist, centre),
+        "raw": reliability_sums(hist, bin_values()),
         "isotonic": reliability_sums(hist, isotonic),
-        "temperature": reliability_sums(cooled, centre),
+        "temperature": reliability_sums(heated, bin_values()),
     }
 
 
@@ -95,25 +94,14 @@ def calibration_judgement(hists, sample: Sample, weights: Sequence, names: Seque
     """(table, {way: reliability_table of all parts}), each part calibrated by what was fitted without it.
 
     hists: (P, K, bins) honest susceptibility; sample: pixels of all members; weights: P times those fitted without the
-    part. The table has a line per part and one of all: left out, pixels, temperature, <score>_<way>. With one part
-    alone there is nothing to fit on: what is calibrated is nan.
+    part. The table has a line per part and one of all: left out, pixels, temperature, <score>_<way>.
     """
-    lines, total, bins = [], dict.fromkeys(WAYS, 0), hists.shape[2]
+    lines, total = [], dict.fromkeys(WAYS, 0)
     for part, (hist, used) in enumerate(zip(hists, weights, strict=True)):
-        others = sample.without(part)
-        fitted = calibration_of(others, used, bins) if len(others.target) else None
-        if fitted is None:
-            none = np.zeros((4, PARTS))
-            sums = {
-                "raw": reliability_sums(hist, (np.arange(bins) + 0.5) / bins),
-                "isotonic": none,
-                "temperature": none,
-            }
-        else:
-            sums = part_sums(hist, only_part(sample, part), used, fitted)
+        fitted = calibration_of(sample.without(part), used)
+        sums = part_sums(hist, only_part(sample, part), used, fitted)
         total = {way: total[way] + sums[way] for way in WAYS}
-        temperature = fitted["temperature"] if fitted else float("nan")
-        lines.append(calibration_line(names[part], hist.sum(), temperature, sums))
+        lines.append(calibration_line(names[part], hist.sum(), fitted["temperature"], sums))
     mean = float(np.mean([line["temperature"] for line in lines]))
     table = pd.DataFrame([*lines, calibration_line("all", hists.sum(), mean, total)])
     return table, {way: reliability_table(total[way]) for way in WAYS}

@@ -67,18 +67,19 @@ def susceptibility_classes(values: np.ndarray, breaks: Sequence[float] = BREAKS)
     return np.digitize(values, edges).astype(np.uint8)
 
 
-def fit_isotonic(hist) -> dict[str, list[float]]:
+def fit_isotonic(hist, values) -> dict[str, list[float]]:
     """{"x", "y"}: the rising curve closest to class / (K - 1) by susceptibility (least squares), of KNOTS at most.
 
-    hist: (K, bins) pixels, counts or weights, by true class and susceptibility. InputError without any pixel.
+    hist: (K, bins) pixels, counts or weights, by true class and susceptibility; values: (bins,) what each bin stands
+    for, rising. InputError without any pixel.
     """
-    hist = np.asarray(hist, np.float64)
+    hist, values = np.asarray(hist, np.float64), np.asarray(values, np.float64)
     weight = hist.sum(0)
     held = np.flatnonzero(weight)
     if not len(held):
         raise InputError("isotonic: no pixel with data and label; fit it on labelled tiles")
     share = (np.linspace(0, 1, len(hist)) @ hist)[held] / weight[held]
-    model = IsotonicRegression(y_min=0, y_max=1).fit((held + 0.5) / hist.shape[1], share, weight[held])
+    model = IsotonicRegression(y_min=0, y_max=1).fit(values[held], share, weight[held])
     x, y = thinned_knots(model.X_thresholds_, model.y_thresholds_, KNOTS)
     return {"x": x.tolist(), "y": y.tolist()}
 

@@ -10,12 +10,12 @@ Guides are in the units of an 8-bit picture, for which bilateral_srgb = 3 is mea
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from math import exp, log
 
 import numpy as np
 
 from common.errors import InputError
 from common.post import permutohedral
+from common.post.crf_kernels import mean_field_loops
 from common.post.permutohedral import FARTHEST, Lattice, Workers
 
 LEAST = 1e-5  # probability below which the unary is cut, as pydensecrf's unary_from_softmax does
@@ -44,6 +44,8 @@ class Crf:
             value = getattr(self, field.name)
             if not np.isfinite(value) or value < 0:
                 raise InputError(f"--{field.name.replace('_', '-')} {value}: give a number of at least 0")
+        if self.iterations != int(self.iterations):
+            raise InputError(f"--iterations {self.iterations}: a whole number")
         for name in ("spatial_weight", "bilateral_sxy", "bilateral_srgb"):
             if getattr(self, name) < 0.1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: a width of at least .1")
@@ -68,6 +70,7 @@ def refine(prob, guide=None, valid=None, *, place=(0, 0), **settings) -> np.ndar
     prob: (K, H, W), K >= 2; guide: (C, H, W) in grey levels (`guide_of`) or None: then only the Gaussian term acts; a
     pixel with a guide that is not finite gets no bilateral term. valid: bool (H, W); pixels outside are certain of
     class 0, send and receive nothing. place: y, x of the first pixel, for a part of a larger image. settings: of Crf.
+    The bytes are the same for any number of threads (numba.set_num_threads).
     InputError where shapes differ or a probability at a valid pixel is not a number.
     """
     crf = Crf(**settings)
@@ -79,13 +82,12 @@ def refine(prob, guide=None, valid=None, *, place=(0, 0), **settings) -> np.ndar
     with Workers() as workers:
         terms = []
         if crf.compat_spatial:
-            terms.append(
-                (*_position_term(height, width, place, crf.spatial_weight, valid, workers), crf.compat_spatial)
-            )
+            term = _position_term(height, width, place, crf.spatial_weight, valid, workers)
+            terms.append((*term, crf.compat_spatial))
         if guide is not None and crf.compat_bilateral:
             guide = np.asarray(guide, np.float32).reshape(len(guide), -1)
             terms.append((*_bilateral_term(guide, width, place, crf, valid, workers), crf.compat_bilateral))
-        return _mean_field(flat, valid, terms, crf.iterations, workers).reshape(prob.shape)
+        return _mean_field(flat, valid, terms, int(crf.iterations), workers).reshape(prob.shape)
 
 
 def refine_large(
@@ -176,9 +178,10 @@ def _bilateral_term(guide, width, place, crf: Crf, valid, workers) -> tuple[Latt
     x, y = _positions(len(used), width, place, crf.bilateral_sxy)
     features = np.empty((len(guide) + 2, len(used)), np.float32)
     features[:2] = (x, y) if len(guide) == 3 else (y, x)
-    np.divide(guide, np.float32(crf.bilateral_srgb), out=features[2:])
-    features[:, ~used] = 0
+    with np.errstate(over="ignore"):
+        np.divide(guide, np.float32(crf.bilateral_srgb), out=features[2:])
     np.clip(features[2:], -FAR, FAR, out=features[2:])
+    features[:, ~used] = 0
     lattice = permutohedral.build(features, used, workers)
     return lattice, _norms(lattice, used, workers)
 
@@ -192,17 +195,17 @@ def _mean_field(prob, valid, terms, iterations: int, workers: Workers) -> np.nda
     strips = permutohedral.strips_of(points)
     parts, values = [], []
     for lattice, norms, weight in terms:
-        copies, sums = (np.zeros((len(lattice.order), channels), np.float32) for _ in range(2))
+        copies, sums = (np.zeros((len(lattice.vertex), channels), np.float32) for _ in range(2))
         parts.append((lattice.slots, lattice.weights, norms, np.float32(weight), copies, sums))
-        values.append([np.zeros((len(lattice.starts), channels), np.float32) for _ in range(2)])
+        values.append([np.zeros((len(lattice.head) + 1, channels), np.float32) for _ in range(2)])
     for _ in range(2 - len(terms)):  # norms of 0: no pixel takes part
         empty = np.zeros((1, channels), np.float32)
-        parts.append((np.zeros((1, 1), np.int32), empty, np.zeros(points, np.float32), np.float32(0), empty, empty))
-    start, advance = _steps(channels, tuple(part[0].shape[1] for part in parts))
+        parts.append((np.zeros((1, 1), np.uint32), empty, np.zeros(points, np.float32), np.float32(0), empty, empty))
+    start, advance = mean_field_loops(channels, tuple(part[0].shape[1] for part in parts))
     unary, result = _unary(prob, valid, start, strips, workers), np.zeros(prob.shape, np.float32)
 
     def step(i):
-        advance(unary, valid, strips[i], strips[i + 1], final, result, *parts)
+        advance(unary, valid, strips[i], strips[i + 1], final, result, *parts[0], *parts[1])
 
     for iteration in range(iterations + 1):
         final = iteration == iterations
@@ -224,101 +227,3 @@ def _unary(prob, valid, start, strips, workers: Workers) -> np.ndarray:
     if not all(found):
         raise InputError("crf: a probability at a valid pixel is not a number; look at the model's output")
     return unary
-
-
-@functools.cache
-def _steps(channels: int, corners: tuple[int, int]):
-    """(start, advance) as machine code for one number of classes and of corners of the two terms."""
-    import numba
-
-    fast = numba.njit(nogil=True)
-    receive = [fast(_receive(channels, each)) for each in corners]
-    send = [fast(_send(channels, each)) for each in corners]
-    return fast(_start(channels)), fast(_advance(channels, fast(_softmax(channels)), receive, send))
-
-
-def _start(channels):
-    def start(prob, valid, least, first, last, unary):
-        """Fills unary (N, K - 1): log prob less that of the last class. False where a prob is not a number."""
-        one = np.float32(1)
-        for p in range(first, last):
-            if valid[p]:
-                base = prob[channels, p]
-                known = base == base
-                base = log(min(max(base, least), one))
-                for c in range(channels):
-                    value = prob[c, p]
-                    known = known and value == value
-                    unary[p, c] = log(min(max(value, least), one)) - base
-                if not known:
-                    return False
-        return True
-
-    return start
-
-
-def _softmax(channels):
-    def softmax(logits):
-        """In place; the last of the logits counts as 0."""
-        top, total = np.float32(0), np.float32(0)
-        for c in range(channels):
-            top = max(top, logits[c])
-        logits[channels] = 0
-        for c in range(channels + 1):
-            logits[c] = exp(logits[c] - top)
-            total += logits[c]
-        for c in range(channels + 1):
-            logits[c] /= total
-
-    return softmax
-
-
-def _receive(channels, corners):
-    def receive(logits, p, slots, weights, norms, weight, copies, sums):
-        scale = weight * norms[p]
-        for c in range(channels):
-            total = np.float32(0)
-            for j in range(corners):
-                total += weights[p, j] * copies[slots[p, j], c]
-            logits[c] += scale * total
-
-    return receive
-
-
-def _send(channels, corners):
-    def send(prob, p, slots, weights, norms, weight, copies, sums):
-        for c in range(channels):
-            value = norms[p] * (prob[c] - prob[channels])
-            for j in range(corners):
-                sums[slots[p, j], c] += weights[p, j] * value
-
-    return send
-
-
-def _advance(channels, softmax, receive, send):
-    (receive_first, receive_second), (send_first, send_second) = receive, send
-
-    def advance(unary, valid, first, last, final, result, term, other):
-        """Messages to the probabilities of the points first … last - 1, which are sent on or, at last, written."""
-        prob = np.zeros(channels + 1, np.float32)
-        for p in range(first, last):
-            if not valid[p]:
-                result[0, p] = 1
-                continue
-            for c in range(channels):
-                prob[c] = unary[p, c]
-            if term[2][p] > 0:
-                receive_first(prob, p, *term)
-            if other[2][p] > 0:
-                receive_second(prob, p, *other)
-            softmax(prob)
-            if final:
-                for c in range(channels + 1):
-                    result[c, p] = prob[c]
-                continue
-            if term[2][p] > 0:
-                send_first(prob, p, *term)
-            if other[2][p] > 0:
-                send_second(prob, p, *other)
-
-    return advance

@@ -24,17 +24,18 @@ KEYS = 1 << 62  # vertices that are told apart without fail
 class Lattice(NamedTuple):
     """The vertices around N points in d dimensions, D = d + 1.
 
-    slots: int32 (N, D), a place of the strip's own for each vertex of the point's simplex; weights: float32 (N, D);
-    strips: points where strips begin and end; order: int32 (L,) slots by vertex; starts: int32 (M + 1,) into order;
-    vertex: int32 (L,) of each slot; above, below: int32 (D, M) next vertex along each axis, M where there is none.
+    slots: uint32 (N, D), a place of the strip's own for each vertex of the point's simplex; weights: float32 (N, D);
+    strips: points where strips begin and end; vertex: uint32 (L,) of each slot; head: uint32 (M,) first slot of each
+    vertex, rising, so that points near each other have vertices near each other; more: uint32 (L - M,) the other slots;
+    above, below: uint32 (D, M) next vertex along each axis, M where there is none.
     """
 
     slots: np.ndarray
     weights: np.ndarray
     strips: list
-    order: np.ndarray
-    starts: np.ndarray
     vertex: np.ndarray
+    head: np.ndarray
+    more: np.ndarray
     above: np.ndarray
     below: np.ndarray
 
@@ -78,38 +79,43 @@ def build(features: np.ndarray, used: np.ndarray, workers: Workers) -> Lattice:
     """Lattice of points. features: float32 (d, N) in kernel widths, clipped to +-FARTHEST; used: bool (N,), points that
     are not used get no vertex, and neither their slots nor their weights mean anything."""
     corners, points = len(features) + 1, features.shape[1]
-    slots, weights = np.zeros((points, corners), np.int32), np.zeros((points, corners), np.float32)
+    slots, weights = np.zeros((points, corners), np.uint32), np.zeros((points, corners), np.float32)
     steps, scales = key_steps(features, used), np.array(_scales(len(features)), np.float32)
     strips, code = strips_of(points), point_loops()
-    keys = [None] * (len(strips) - 1)
+    keys, order = [None] * (len(strips) - 1), [None] * (len(strips) - 1)
 
     def enter(i):
         keys[i] = code.embed(features, used, strips[i], strips[i + 1], steps, scales, slots, weights)
+        order[i] = np.argsort(keys[i])
+        keys[i] = keys[i][order[i]]
 
     workers.each(enter, len(keys))
     begins = np.cumsum([0] + [len(own) for own in keys])
 
     def shift(i):
-        slots[strips[i] : strips[i + 1]] += np.int32(begins[i])
+        slots[strips[i] : strips[i + 1]] += np.uint32(begins[i])
+        order[i] += begins[i]
 
     workers.each(shift, len(keys))
-    keys, order, starts, vertex = _merge(np.concatenate(keys))
-    above, below = np.empty((corners, len(keys)), np.int32), np.empty((corners, len(keys)), np.int32)
-    workers.each(lambda axis: code.join(keys, steps[axis], above[axis], below[axis]), corners)
-    return Lattice(slots, weights, strips, order, starts, vertex, above, below)
+    keys, number, vertex, head, more = _merge(np.concatenate(keys), np.concatenate(order))
+    above, below = np.empty((corners, len(keys)), np.uint32), np.empty((corners, len(keys)), np.uint32)
+    workers.each(lambda axis: code.join(keys, number, steps[axis], above[axis], below[axis]), corners)
+    return Lattice(slots, weights, strips, vertex, head, more, above, below)
 
 
-def _merge(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(sorted keys of the vertices, order, starts, vertex) from the keys of the slots of all strips."""
-    order = np.argsort(keys).astype(np.int32)
-    keys = keys[order]
+def _merge(keys: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(sorted keys of the vertices, number of each, vertex, head, more) from keys, sorted within strips, of slots."""
+    order = np.argsort(keys, kind="stable")  # a merge of the strips, whose first slots stay first
+    keys, slots = keys[order], slots[order]
     first = np.ones(len(keys), bool)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])
-    starts = np.append(np.flatnonzero(first), len(keys)).astype(np.int32)
-    vertex = np.empty(len(keys), np.int32)
-    vertex[order] = np.cumsum(first) - 1
-    point_loops().settle(order, starts)
-    return keys[first], order, starts, vertex
+    leads = np.zeros(len(keys), bool)
+    leads[slots[first]] = True
+    number = (np.cumsum(leads, dtype=np.uint32) - 1)[slots[first]]
+    vertex = np.empty(len(keys), np.uint32)
+    vertex[slots] = number[np.cumsum(first) - 1]
+    head, more = (np.flatnonzero(part).astype(np.uint32) for part in (leads, ~leads))
+    return keys[first], number, vertex, head, more
 
 
 def strips_of(points: int) -> list[int]:
@@ -160,9 +166,9 @@ def blur(lattice: Lattice, values: np.ndarray, spare: np.ndarray, workers: Worke
 def filter_ones(lattice: Lattice, used: np.ndarray, workers: Workers) -> np.ndarray:
     """float32 (N,): the filter's answer to 1 at every used point, unscaled; 0 at the others."""
     code, strips, points = point_loops(), lattice.strips, (lattice.slots, lattice.weights, used)
-    sums, out = np.zeros((len(lattice.order), 1), np.float32), np.zeros(len(used), np.float32)
+    sums, out = np.zeros((len(lattice.vertex), 1), np.float32), np.zeros(len(used), np.float32)
     workers.each(lambda i: code.splat(*points, strips[i], strips[i + 1], sums), len(strips) - 1)
-    values = gather(lattice, sums, np.zeros((len(lattice.starts), 1), np.float32), workers)
+    values = gather(lattice, sums, np.zeros((len(lattice.head) + 1, 1), np.float32), workers)
     spread(lattice, blur(lattice, values, np.zeros_like(values), workers), sums, workers)
     workers.spans(functools.partial(code.slice, *points, sums, out), len(used))
     return out
@@ -170,8 +176,9 @@ def filter_ones(lattice: Lattice, used: np.ndarray, workers: Workers) -> np.ndar
 
 def gather(lattice: Lattice, sums: np.ndarray, values: np.ndarray, workers: Workers) -> np.ndarray:
     """Writes into values (M + 1, C) the sums (L, C) of the strips, which are set to 0; the last row stays."""
-    work = functools.partial(vertex_loops(sums.shape[1]).gather, lattice.order, lattice.starts, sums, values)
-    workers.spans(work, len(values) - 1)
+    code = vertex_loops(sums.shape[1])
+    workers.spans(functools.partial(code.gather, lattice.head, sums, values), len(values) - 1)
+    code.add(lattice.more, lattice.vertex, sums, values)
     return values
 
 

@@ -14,22 +14,23 @@ FIRST_BITS = 14  # of the table of a strip, which doubles as it fills
 
 @functools.cache
 def point_loops():
-    """embed, settle, join, splat, slice as machine code, made once a process; no files are written."""
+    """embed, join, splat, slice as machine code, made once a process; no files are written."""
     import numba  # a third of a second that nobody need wait for who filters nothing
 
     fast = numba.njit(nogil=True)
     find = fast(_find)
     embed = functools.partial(fast(_embed), fast(_place), find, fast(_grown))
-    return SimpleNamespace(embed=embed, settle=fast(_settle), join=fast(_join), splat=fast(_splat), slice=fast(_slice))
+    return SimpleNamespace(embed=embed, join=fast(_join), splat=fast(_splat), slice=fast(_slice))
 
 
 @functools.cache
 def vertex_loops(channels: int):
-    """gather, blur, spread as machine code for one number of values at each vertex."""
+    """gather, add, blur, spread as machine code for one number of values at each vertex."""
     import numba
 
     fast = numba.njit(nogil=True)
-    return SimpleNamespace(gather=fast(_gather(channels)), blur=fast(_blur(channels)), spread=fast(_spread(channels)))
+    loops = {"gather": _gather, "add": _add, "blur": _blur, "spread": _spread}
+    return SimpleNamespace(**{name: fast(make(channels)) for name, make in loops.items()})
 
 
 def _embed(place, find, grown, features, used, first, last, steps, scales, slots, weights):
@@ -126,30 +127,20 @@ def _place(features, begin, size, scales, elevated, nearest, rank):
             elevated[i, b] = (elevated[i, b] - turn * wide) * share
 
 
-def _settle(order, starts):
-    """Sorts the slots of every vertex, so that sums run from strip to strip."""
-    for m in range(len(starts) - 1):
-        for k in range(starts[m] + 1, starts[m + 1]):
-            slot, at = order[k], k
-            while at > starts[m] and order[at - 1] > slot:
-                order[at] = order[at - 1]
-                at -= 1
-            order[at] = slot
-
-
-def _join(keys, step, above, below):
-    """Vertices one step above and below each along an axis, from sorted keys; their number where there is none."""
+def _join(keys, number, step, above, below):
+    """Vertices one step above and below each along an axis, from sorted keys and the numbers of their vertices; the
+    number of all where there is none."""
     count = len(keys)
     below[:] = count
     at = 0
-    for m in range(count):
-        wanted = keys[m] + step
+    for k in range(count):
+        wanted = keys[k] + step
         while at < count and keys[at] < wanted:
             at += 1
         if at < count and keys[at] == wanted:
-            above[m], below[at] = at, m
+            above[number[k]], below[number[at]] = number[at], number[k]
         else:
-            above[m] = count
+            above[number[k]] = count
 
 
 def _splat(slots, weights, used, first, last, sums):
@@ -171,16 +162,23 @@ def _slice(slots, weights, used, copies, out, first, last):
 
 
 def _gather(channels):
-    def gather(order, starts, sums, values, first, last):
+    def gather(head, sums, values, first, last):
         for m in range(first, last):
             for c in range(channels):
-                total = np.float32(0)
-                for k in range(starts[m], starts[m + 1]):
-                    total += sums[order[k], c]
-                    sums[order[k], c] = 0
-                values[m, c] = total
+                values[m, c] = sums[head[m], c]
+                sums[head[m], c] = 0
 
     return gather
+
+
+def _add(channels):
+    def add(more, vertex, sums, values):
+        for k in more:
+            for c in range(channels):
+                values[vertex[k], c] += sums[k, c]
+                sums[k, c] = 0
+
+    return add
 
 
 def _blur(channels):

@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
+CRF_REFERENCE := pydensecrf2==1.1
 TASK ?= biomass
 RUN := demo-$(TASK)
 OUT := demo/$(TASK)
@@ -24,6 +25,8 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	@# the reference of the dense CRF is built from source, which needs a C++ compiler
+	$(VENV)/bin/pip install --disable-pip-version-check -q $(CRF_REFERENCE) || echo "$(CRF_REFERENCE) cannot be built here: comparisons with it are skipped"
 	touch $@
 
 # the whole way on a set that the project draws itself: folds, models, their blend, test predictions, report; a map of

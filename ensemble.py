@@ -10,6 +10,7 @@ python ensemble.py --runs A --fit-post                                          
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from common.datasets.folds import folds_hash, join_folds, read_folds
@@ -18,6 +19,8 @@ from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.metrics.gates import check_gates, say_gates
+from common.outputs.compare_report import write_compare_report
+from common.outputs.compare_tables import mean_name, recipes_of
 from common.post.blend import load_blend, save_blend
 from common.session import begin, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
@@ -178,6 +181,24 @@ def fit_posts(session, sets: dict, rows) -> int:
     return 0
 
 
+def compare_runs(session, sets: dict, rows, found: list[Path]) -> int:
+    """Runs side by side, and the mean of those that differ in their seed alone: a table, compare.csv, compare.html."""
+    task, args = session.task, session.args
+    recipes = recipes_of({run.name: runs.run_settings(run) for run in found}, runs.FREE)
+    means = {mean_name(one): {run: sets[run] for run in one.runs.values()} for one in recipes if len(one.runs) > 1}
+    with tempfile.TemporaryDirectory() as folder:
+        more = {name: task.mean_sets(members, Path(folder) / str(n)) for n, (name, members) in enumerate(means.items())}
+        table = task.compare(rows, sets | more, session.settings)
+    print(table.round(4).to_string(index=False))
+    print(f"comparison: {atomic_write(args.out / 'compare.csv', table.to_csv(index=False))}")
+    if args.report:
+        title = f"{task.name}: {len(recipes)} recipes side by side"
+        page = write_compare_report(args.out / "compare.html", title=title, scores=table, recipes=recipes,
+                                    published=task.published)  # fmt: skip
+        print(f"report: {page.resolve()}")
+    return 0
+
+
 def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> int:
     """Blend, scores, report, and the blend file where one is asked for."""
     task, args = session.task, session.args
@@ -231,10 +252,7 @@ def main(argv=None):
     if args.fit_post:
         return fit_posts(session, sets, rows)
     if args.compare:
-        table = task.compare(rows, sets, session.settings)
-        print(table.round(4).to_string(index=False))
-        print(f"comparison: {atomic_write(args.out / 'compare.csv', table.to_csv(index=False))}")
-        return 0
+        return compare_runs(session, sets, rows, found)
     trained = runs.run_settings(found[0]) | {"cache": session.settings["cache"]}
     beside = task.baselines(rows, demo_facts(session.source), trained) if args.baselines else {}
     members = [member_of(task, run, rows, sets[run.name]) for run in found]

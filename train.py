@@ -31,9 +31,6 @@ from common.settings import check_expected, peek, positive, positive_or_auto, se
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
-# what may differ between two calls that train the same thing
-FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
-FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "train_folds", "workers"}
 
 
 def parser_of(task):
@@ -96,7 +93,7 @@ def begin_training(argv):
         begun = sorted((runs.RUNS / name).glob("fold*/args.yaml"))
         if not begun:
             raise InputError(f"--resume: {runs.RUNS / name} has no fold yet; leave --resume out or name the --run")
-        old = {key: value for key, value in runs.read_settings(begun[0].parent).items() if key not in FREE}
+        old = {key: value for key, value in runs.read_settings(begun[0].parent).items() if key not in runs.FREE}
         session = begin(parser, task, argv, layers=[(str(begun[0]), old)], quiet=True)
     session.settings["run"] = name
     return session
@@ -166,7 +163,7 @@ def train_fold(session, rows, fold, folds_path, machine):
         settings["batch_size"] = known or AUTO
         devices.barrier()  # every process has looked before the first one writes
     if machine.main:
-        free = FREE | {"collapse_epochs"}  # a run that was stopped may go on with another number
+        free = runs.FREE | {"collapse_epochs"}  # a run that was stopped may go on with another number
         runs.claim_fold(folder, settings, ignore=free, resume=settings["resume"], force=settings["force"])
     devices.barrier()
     if runs.is_finished(folder):
@@ -247,7 +244,7 @@ def finish(session, folder, fold, header, history, frame, valid_rows, tracker, s
         tracker.close(history, frame)
         git, seconds = header["git"], round(time.time() - started, 1)
         line = {"run": settings["run"], "fold": fold, "score": score, "git": git["sha"], "dirty": git["dirty"]}
-        line |= {"settings": settings_hash(settings, FREE), "folds": header["folds_hash"][:12], "seconds": seconds}
+        line |= {"settings": settings_hash(settings, runs.FREE), "folds": header["folds_hash"][:12], "seconds": seconds}
         runs.add_to_ledger(line)
         runs.finish_fold(folder, line | {"facts": facts})
         print(f"fold {fold}: score {'-' if score is None else f'{score:.4f}'} in {seconds:.0f} s -> {folder}")

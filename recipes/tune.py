@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHOICES = ROOT / "recipes" / "search"
 ONE_OF = "one_of"
 OWN = {"config", "run", "task", "resume", "force", "check", "expect"}  # options of train.py that the search gives
-MACHINE = train.FREE - {"data", "fold", "folds", "train_folds"}  # what a trial's score does not depend on
+MACHINE = runs.FREE - {"data", "fold", "folds", "train_folds"}  # what a trial's score does not depend on
 
 
 def parser_of(task):
@@ -221,7 +221,7 @@ def main(argv=None):
     home = runs.RUNS / (args.name or f"tune-{task.name}-{args.seed}")
     trials = draw_trials(tables, args.seed, args.trials)
     best = search(home, trials, base, words, given, args.epochs or [None], args.keep)
-    kept = {key: value for key, value in given.items() if key not in train.FREE}
+    kept = {key: value for key, value in given.items() if key not in runs.FREE}
     path = atomic_write(home / "best.yaml", yaml.safe_dump(base | kept | best, sort_keys=False))
     where = "".join(f" --{key} {shlex.quote(str(given[key]))}" for key in ("data", "folds") if key in given)
     print(f"for the full fit: python train.py --config {path}{where} --run NAME")

@@ -16,6 +16,7 @@ import ensemble
 import infer
 import make_folds
 import train
+from common.engine import runs
 from common.errors import InputError
 from common.session import pick_task
 from common.settings import parse_settings, plain_settings, read_config
@@ -411,6 +412,6 @@ def test_a_trial_is_an_ordinary_run(tmp_path, monkeypatch):
     settings, best = read_config(run / "fold0" / "args.yaml"), read_config("runs/tune-rts-0/best.yaml")
     assert settings["epochs"] == 1 and "epochs" not in best
     found = settle("--config", "runs/tune-rts-0/best.yaml", "--data", "data", "--epochs", "1")
-    assert not {key for key in settings.keys() - train.FREE if settings[key] != found[key]}
+    assert not {key for key in settings.keys() - runs.FREE if settings[key] != found[key]}
     monkeypatch.setattr(tune, "launch", lambda words: pytest.fail("trained again"))
     tune.main(words)

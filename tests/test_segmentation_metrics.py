@@ -4,8 +4,9 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, matthews_corrcoef, precision_score, recall_score
 
 from common.errors import InputError
-from common.metrics.gates import check_gates, mask_scores
+from common.metrics.gates import check_gates, mask_scores, meeting, say_gates
 from common.metrics.segmentation import (
+    MCC,
     class_mcc,
     class_table,
     confusion,
@@ -111,3 +112,23 @@ def test_gates():
     assert not check_gates({"recall_lake": float("nan")}, {"recall_lake": 0.0})["passed"].any()
     with pytest.raises(InputError, match="no score recall_snow"):
         check_gates(scores, {"recall_snow": 0.5})
+
+
+def test_thresholds_within_the_gates():
+    """The plain score where the gates are met with something to spare, far below it where they are not."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 900, (50, 3, 3))
+    gates = {"mcc": 0.1, "precision_b": 0.4, "recall_c": 0.5, "rho": 0.9}  # counts tell nothing of rho
+    aim = meeting(gates, MCC, ("a", "b", "c"), spare=0.05)
+    for table, found in zip(counts, aim.of(counts), strict=True):
+        precision, recall = table[1, 1] / table[:, 1].sum(), table[2, 2] / table[2].sum()
+        short = max(0.15 - mcc(table), 0) + max(0.45 - precision, 0) + max(0.55 - recall, 0)
+        assert found == pytest.approx(mcc(table) - 10 * short)
+    assert aim.of(np.diag([5, 5, 5])) == 1 and aim.nodata and aim.key == "mcc"
+
+
+def test_gates_in_words():
+    table = check_gates({"kappa": 0.4, "rho": float("nan")}, {"kappa": 0.38, "rho": 0.5})
+    first, second, verdict = say_gates(table, "production")
+    assert first.startswith("PASS  kappa") and second.startswith("FAIL  rho") and "1 of 2 not met" in verdict
+    assert say_gates(table[:1], "production")[-1].endswith("all met")

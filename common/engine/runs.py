@@ -16,6 +16,9 @@ from common.files import atomic_write
 from common.settings import changed_settings, write_settings
 
 RUNS = Path("runs")
+# settings that may differ between two calls that train the same thing
+FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
+FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "train_folds", "workers"}
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
 THIS_CALL = {"check", "expect", "force", "resume"}  # of one call, not of what is trained
 LEDGER_COLUMNS = ("run", "fold", "score", "git", "dirty", "settings", "folds", "seconds")

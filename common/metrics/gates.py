@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.metrics.segmentation import class_table, mcc, mean_iou
+from common.metrics.segmentation import Metric, class_table, mcc, mean_iou, one_against_rest
 
+SPARE = 0.02
 MEASURES = ("iou", "precision", "recall", "f1", "mcc")  # of every class
 
 
@@ -37,6 +39,26 @@ def check_gates(scores: Mapping[str, float], gates: Mapping[str, float]) -> pd.D
         passed = not math.isnan(reached) and reached >= needed
         lines.append({"gate": name, "needed": float(needed), "reached": reached, "passed": passed})
     return pd.DataFrame(lines, columns=["gate", "needed", "reached", "passed"])
+
+
+def meeting(gates: Mapping[str, float], metric: Metric, outputs: Sequence[str], *, spare: float = SPARE) -> Metric:
+    """The metric, less ten times what counts fall short of the gates: thresholds fitted for it meet them if any do.
+
+    Of the gates those that counts can tell have a say: the metric's key, precision_<class> and recall_<class>. spare:
+    by how much they must be passed on the data that thresholds are fitted to, since elsewhere a little is lost.
+    """
+
+    def of(counts):
+        score, parts = metric.of(counts), one_against_rest(np.asarray(counts, np.float64))
+        hit, missed, false = parts[..., 1, 1], parts[..., 1, 0], parts[..., 0, 1]
+        reached = {metric.key: score}
+        for k, name in enumerate(outputs):
+            reached[f"precision_{name}"] = hit[..., k] / np.maximum(hit[..., k] + false[..., k], 1)
+            reached[f"recall_{name}"] = hit[..., k] / np.maximum(hit[..., k] + missed[..., k], 1)
+        short = sum(np.maximum(needed + spare - reached[gate], 0) for gate, needed in gates.items() if gate in reached)
+        return score - 10 * short
+
+    return Metric(metric.key, f"{metric.name} within the gates", of, metric.nodata)
 
 
 def say_gates(table: pd.DataFrame, level: str) -> list[str]:

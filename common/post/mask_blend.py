@@ -26,7 +26,7 @@ ROUNDS = 200  # of the likeliest mixture
 @dataclass(frozen=True)
 class Sample:
     """Pixels of all members: prob (m, n, K) float32, target, weight and part (n,), background (P,) no-data pixels, 0
-    where the metric leaves them out."""
+    where the metric leaves them out; aim: what thresholds are fitted for, None for the metric."""
 
     prob: np.ndarray
     target: np.ndarray
@@ -34,13 +34,14 @@ class Sample:
     part: np.ndarray
     background: np.ndarray
     metric: Metric = MCC
+    aim: Metric | None = None
 
     def without(self, part: int) -> "Sample":
         """The sample of all other parts (their numbers are kept)."""
         keep = self.part != part
         background = np.where(np.arange(len(self.background)) == part, 0, self.background)
         kept = (values[keep] for values in (self.target, self.weight, self.part))
-        return Sample(self.prob[:, keep], *kept, background, self.metric)
+        return Sample(self.prob[:, keep], *kept, background, self.metric, self.aim)
 
     def member(self, index: int) -> "Sample":
         """The sample of one member alone."""
@@ -75,6 +76,7 @@ def sample_sets(
     part,
     seed: int,
     metric: Metric = MCC,
+    aim: Metric | None = None,
 ) -> Sample:
     """The pixel sample of sets that are in the order of `rows`.
 
@@ -95,7 +97,7 @@ def sample_sets(
         weight.append(stands)
         whose.append(np.full(len(taken), part[index]))
     joined = (np.concatenate(values) for values in (target, weight, whose))
-    return Sample(np.concatenate(prob, axis=1), *joined, background, metric)
+    return Sample(np.concatenate(prob, axis=1), *joined, background, metric, aim)
 
 
 def known_counts(sample: Sample, prob: np.ndarray) -> np.ndarray:
@@ -201,7 +203,7 @@ def fitted_thresholds(sample: Sample, weights, wanted: bool | Sequence[float] = 
     if not wanted:
         return [1 / classes] * classes
     background = float(sample.background.sum())
-    options = {"background": background, "metric": sample.metric}
+    options = {"background": background, "metric": sample.aim or sample.metric}
     return fit_thresholds(sample.blended(weights), sample.target, sample.weight, **options)
 
 

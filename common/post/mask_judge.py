@@ -131,17 +131,19 @@ def judge(
     morphology: Mapping,
     thresholds: bool | Sequence[float] = True,
     metric: Metric = MCC,
+    aim: Metric | None = None,
     refine: Callable | None = None,
 ) -> dict:
     """Everything an ensemble's report and log need, from out-of-fold sets of the same tiles.
 
     rows: `id`, `group` (left out, in at most PARTS parts); sets: {name: id, fold, nodata, n_<t>_<p>, prob};
     read_target(row) -> (target uint8 (H,W), valid bool (H,W)); morphology: min_area, fill_holes and connectivity of
-    clean_mask, empty for none; thresholds: True fits them, False is the argmax, or K numbers; refine(row) -> what
-    finish_mask takes by that name, None for nothing. Returns metric, ids, rows (of these ids), scores (fitted, honest),
-    members ({name: score of its argmax}), best (name of the best member), blend (JSON, with its `post`), final and
-    honest (id, fold, nodata, counts after post-processing), read_pred (row -> honest mask), nested (per tile what was
-    fitted without its part), gains (honest, per set and for a blend), interval (None with one set), tables and tiles.
+    clean_mask, empty for none; thresholds: True fits them for the aim (None: the metric), False is the argmax, or K
+    numbers; refine(row) -> what finish_mask takes by that name, None for nothing. Returns metric, ids, rows (of these
+    ids), scores (fitted, honest), members ({name: score of its argmax}), best (name of the best member), blend (JSON,
+    with its `post`), final and honest (id, fold, nodata, counts after post-processing), read_pred (row -> honest mask),
+    nested (per tile what was fitted without its part), gains (honest, per set and for a blend), interval (None with one
+    set), tables and tiles.
     """
     ids, frames = align_sets(sets)
     rows, classes = rows_of(rows, ids), len(outputs)
@@ -150,7 +152,7 @@ def judge(
         name: metric.of(counts_of(frame, classes, nodata=metric.nodata).sum(0)) for name, frame in frames.items()
     }
     sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=seed,
-                         metric=metric)  # fmt: skip
+                         metric=metric, aim=aim)  # fmt: skip
     fits = fit_all(sample, kind, part, members=list(members), seed=seed, thresholds=thresholds)
     counted = count_tiles(rows, frames, fits, read_target=read_target, classes=classes, morphology=morphology,
                           refine=refine)  # fmt: skip

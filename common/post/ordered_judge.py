@@ -6,7 +6,7 @@ and probabilities over thresholds are none, so that neither says how likely a cl
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from common.metrics.ordered_scores import (
     ranked_histogram,
 )
 from common.metrics.ordinal import BINS
-from common.metrics.segmentation import confusion, counts_of
+from common.metrics.segmentation import Metric, confusion, counts_of
 from common.ordinal import susceptibility
 from common.post import mask_judge
 from common.post.mask_blend import (
@@ -87,6 +87,7 @@ def judge(
     seed: int,
     morphology: Mapping,
     thresholds: bool | Sequence[float] = True,
+    aim: Metric | None = None,
     refine: Callable | None = None,
 ) -> dict:
     """What common.post.mask_judge.judge gives with Cohen's kappa as the score, and what ordered classes add.
@@ -94,12 +95,13 @@ def judge(
     Arguments as there; outputs: names in rising order, the positive one second where there are two. Added, all honest:
     metrics (kappa, linear_kappa, quadratic_kappa, mean_iou, <measure>_<class> of the masks; rho, auroc_<class> of it
     or a higher one, ap_<class>, ece_<way> of the susceptibility, before thresholds and CRF), hist (K, bins) of the
-    susceptibility, curves {"prediction rate": {class: RateCurve}}, reliability {way: table}, tables ordinal, area (a
+    susceptibility, refined (whether there was a refine), curves {"prediction rate": {class: RateCurve}}, reliability {way: table}, tables ordinal, area (a
     drawn sample, `area_table`) and susceptibility (calibrated by what was fitted without each part). The blend's post
     also has isotonic and temperature (`fit_post`), fitted on all tiles. Maps are read once more.
     """
     judgement = mask_judge.judge(rows, sets, outputs=outputs, read_target=read_target, kind=kind, seed=seed,
-                                 morphology=morphology, thresholds=thresholds, metric=KAPPA, refine=refine)  # fmt: skip
+                                 morphology=morphology, thresholds=thresholds, metric=KAPPA, aim=aim,
+                                 refine=refine)  # fmt: skip
     rows, frames = judgement["rows"], align_sets(sets)[1]
     part = parts_of(rows["group"])
     weights, full = [one["weights"] for one in judgement["nested"]], judgement["blend"]["weights"]
@@ -115,7 +117,8 @@ def judge(
     tables = {"ordinal": ordinal_table(metrics, counts.sum(1), outputs), "area": area_table(counts, outputs, seed)}
     judgement["tables"] |= tables | {"susceptibility": calibration}
     curves = {"prediction rate": rate_curves(hist, outputs)}
-    return judgement | {"metrics": metrics, "hist": hist, "curves": curves, "reliability": reliability}
+    found = {"metrics": metrics, "hist": hist, "curves": curves, "reliability": reliability}
+    return judgement | found | {"refined": refine is not None}
 
 
 def part_names(rows: pd.DataFrame, part: np.ndarray) -> list[str]:
@@ -131,14 +134,20 @@ def calibration_post(found: Gathered, weights: Sequence[float]) -> dict:
     return {"isotonic": fit_isotonic(found.full, bin_values()), "temperature": temperature}
 
 
-def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs: Sequence[str], read_target: Callable) -> dict:
+def fit_post(rows, frame: pd.DataFrame, *, outputs: Sequence[str], read_target: Callable, aims: Mapping | None = None):
     """post.json of one out-of-fold set, plain types: thresholds (K numbers, for kappa), isotonic {"x", "y"} and
-    temperature (common/post/susceptibility.py), fitted on all its tiles; arguments as `judge`."""
+    temperature (common/post/susceptibility.py), fitted on all its tiles; arguments as `judge`.
+
+    aims: {name: Metric}; then there is "aims" too, {name: K numbers fitted for it}.
+    """
     ids, frames = align_sets({"set": frame})
     rows, one = rows_of(rows, ids), [1.0]
     found = gather(rows, frames, [one] * len(rows), one, read_target=read_target, classes=len(outputs),
                    part=np.zeros(len(rows), int), seed=0)  # fmt: skip
-    return {"thresholds": fitted_thresholds(found.sample, one, True), **calibration_post(found, one)}
+    fitted = {name: fitted_thresholds(replace(found.sample, aim=aim), one, True) for name, aim in (aims or {}).items()}
+    return {"thresholds": fitted_thresholds(found.sample, one, True), **calibration_post(found, one)} | (
+        {"aims": fitted} if fitted else {}
+    )
 
 
 def compare(
@@ -149,6 +158,7 @@ def compare(
     read_target: Callable,
     refine: Callable | None = None,
     thresholds: bool | Sequence[float] = False,
+    aim: Metric | None = None,
 ) -> pd.DataFrame:
     """Sets side by side, a line each, `run`: first what gates name (`gate_names`), then quadratic kappa, mean IoU, IoU
     and F1 of every class, AUROC, and the difference of kappa to the first line with its 95 % interval (paired bootstrap
@@ -159,7 +169,7 @@ def compare(
     """
     ids, frames = align_sets(sets)
     rows, classes = rows_of(rows, ids), len(outputs)
-    chosen = compared_thresholds(rows, frames, classes, read_target, thresholds)
+    chosen = compared_thresholds(rows, frames, classes, read_target, thresholds, aim)
     counts, hists = count_sets(rows, frames, chosen, read_target=read_target, classes=classes, refine=refine)
     nothing, first, lines = np.zeros(len(rows), np.int64), next(iter(counts.values())), []
     for name, table in counts.items():
@@ -174,13 +184,14 @@ def compare(
     return pd.DataFrame(lines)
 
 
-def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted) -> dict[str, list]:
+def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted, aim=None) -> dict[str, list]:
     """{set: per tile its K thresholds}: equal, given, or fitted without the tile's part."""
     if wanted is not True:
         given = [1 / classes] * classes if wanted is False else list(wanted)
         return {name: [given] * len(rows) for name in frames}
     part = parts_of(rows["group"])
-    sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=0, metric=KAPPA)
+    sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=0, metric=KAPPA,
+                         aim=aim)  # fmt: skip
     found = {}
     for index, name in enumerate(frames):
         fits = refit(sample.member(index), "mean", part.max() + 1, True)

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.adversarial import adversarial_auc, adversarial_lines, fold_adversarial
-from common.datasets.crops import CropPlan, plan_crops
+from common.datasets.crops import IGNORED, CropPlan, plan_crops
 from common.datasets.duplicates import duplicate_lines, hash_photos, near_duplicates
 from common.datasets.folds import TEST, UNUSED
+from common.datasets.oversampling import oversample
 from common.datasets.ratio_plan import RatioPlan, plan_ratio
 from common.datasets.soft_targets import edge_confidence, ignore_rim
 from common.datasets.tile_statistics import block_statistics
@@ -78,8 +79,24 @@ def crops_of(rows: pd.DataFrame, store: TileStore, plan, settings: dict) -> int:
     return sum(-(-height // settings["crop"]) * -(-width // settings["crop"]) for height, width in sides)
 
 
-def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Source) -> tuple[TileDataset, CropPlan]:
-    """Crops of the training rows, augmented, and the plan they are drawn by."""
+def oversampled(rows: pd.DataFrame, spec: dict, settings: dict, source: Source) -> tuple[pd.DataFrame, list[str], dict]:
+    """(the training rows with more of a rare class, lines for the log, facts), as --oversample-target asks."""
+    if not settings.get("oversample_target"):
+        if settings.get("smote") or settings.get("oversample_class"):
+            raise InputError("--smote, --oversample-class: say how --oversample-target is reached; give it too")
+        return rows, [], {}
+    store = TileStore(rows, spec, source, cache=settings["cache"] if settings["cache_images"] else None, keep=False)
+    read = lambda index: (np.asarray(store.tile(index), np.float32), np.asarray(store.label(index)))  # noqa: E731
+    raw_values = {index: int(raw) for raw, index in reversed(spec["label_map"].items()) if index != IGNORED}
+    names = {"rare": "oversample_class", "target": "oversample_target", "smote": "smote", "k": "smote_k",
+             "mode": "smote_mode", "seed": "seed", "side": "crop", "folder": "cache"}  # fmt: skip
+    return oversample(rows, read, outputs=spec["outputs"], bands=spec["bands"], raw_values=raw_values,
+                      **{name: settings[option] for name, option in names.items()})  # fmt: skip
+
+
+def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Source):
+    """(crops of the training rows, augmented; the plan they are drawn by; lines and facts of oversampling)."""
+    rows, said, facts = oversampled(rows, spec, settings, source)
     cache = settings["cache"] if settings["cache_images"] else None
     store = TileStore(rows, spec, source, cache=cache)
     plan = make_plan(store, rows, spec, settings)
@@ -95,7 +112,7 @@ def open_training(rows: pd.DataFrame, spec: dict, settings: dict, *, source: Sou
     dataset = TileDataset(rows, spec, source, cache=cache, plan=plan, count=count, augment=augment, seed=seed,
                           soften=soften)  # fmt: skip
     dataset.store = store
-    return dataset, plan
+    return dataset, plan, said, facts
 
 
 def soften_labels(target: np.ndarray, valid: np.ndarray, *, rim: int, kind: str, width: float) -> tuple:
@@ -125,12 +142,14 @@ def say_plan(plan, settings: dict, count: int) -> list[str]:
 
 
 def prepare(model, train_rows, valid_rows, spec, settings, run: Path, device, *, source: Source) -> Prepared:
-    dataset, plan = open_training(train_rows, spec, settings, source=source)
+    dataset, plan, said, oversampling = open_training(train_rows, spec, settings, source=source)
     valid = None if valid_rows is None else open_rows(valid_rows, spec, settings, source=source)
     names = [name for name in ("target", "attainable", "expected") if hasattr(plan, name)]
     shares = {name: [float(v) for v in getattr(plan, name)] for name in names}
     facts = {"sampler": settings["sampler"], "classes": list(plan.classes), **shares}
-    return Prepared(dataset, valid, collate, init_worker, said=say_plan(plan, settings, dataset.count), facts=facts)
+    facts |= {"oversampling": oversampling} if oversampling else {}
+    return Prepared(dataset, valid, collate, init_worker, said=[*said, *say_plan(plan, settings, dataset.count)],
+                    facts=facts)  # fmt: skip
 
 
 def study_tiles(

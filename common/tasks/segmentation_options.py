@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from common.datasets.inputs import INDICES, SCALES
 from common.datasets.soft_targets import KINDS as SOFT
+from common.datasets.synthetic_tiles import MODES
 from common.datasets.texture import LEVELS, PROPERTIES, WINDOWS
 from common.datasets.tile_transforms import DEFAULT_TILE_PROBABILITIES, TILE_AUGMENTATIONS
 from common.errors import InputError
@@ -16,7 +17,6 @@ from common.tasks.augmentation import augmentation_type
 FLAG = argparse.BooleanOptionalAction
 SAMPLERS = ("balanced", "uniform")
 RATIO = "ratio"  # the sampler of tasks with one rare class
-SMOTE_MODES = ("windows", "pixels")
 
 
 def parse_factors(items: list[str], option: str) -> dict[str, float]:
@@ -151,12 +151,10 @@ def add_ordered_options(parser) -> None:
                          help="of a label, for the classes next to it")  # fmt: skip
     ordered.add_argument("--oversample-target", type=float, default=0.0, metavar="SHARE", help="of the labelled pixels "
                          "that --oversample-class shall have: tiles rich in it are repeated (0: none)")  # fmt: skip
-    ordered.add_argument("--oversample-class", metavar="CLASS", help="default: the one of fewest pixels")
-    ordered.add_argument(
-        "--smote", action=FLAG, default=False, help="synthetic tiles where that does not suffice"
-    )
+    ordered.add_argument("--oversample-class", metavar="CLASS", help="default: the second")
+    ordered.add_argument("--smote", action=FLAG, default=False, help="synthetic tiles where that does not suffice")
     ordered.add_argument("--smote-k", type=int, default=5, help="neighbours that a synthetic sample may go towards")
-    ordered.add_argument("--smote-mode", choices=SMOTE_MODES, default="windows",
+    ordered.add_argument("--smote-mode", choices=MODES, default="windows",
                          help="windows keep what lies around a pixel; pixels are packed row by row")  # fmt: skip
 
 

@@ -1,0 +1,124 @@
+"""Runs side by side as recipes: those that differ in their seed alone are one, its scores a mean with its spread."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+SEED = "seed"
+FEW = 2  # settings that may differ between two recipes whose difference is laid to them
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Runs of the same settings but for the seed: the name that they share, their names by seed, the settings."""
+
+    name: str
+    runs: dict[int, str]
+    settings: dict
+
+
+def shared_name(runs: Mapping[int, str]) -> str:
+    """The name of runs without their seed (`v2-s42` is v2), or that of the first."""
+    cut = {name.removesuffix(f"-s{seed}") for seed, name in runs.items()}
+    return cut.pop() if len(cut) == 1 else next(iter(runs.values()))
+
+
+def recipes_of(settings: Mapping[str, Mapping], free: set[str]) -> list[Recipe]:
+    """Recipes in the order of their first runs. settings: {run: its settings}; free: names that decide nothing.
+
+    Two runs of one seed are two recipes, since nothing tells which of them is meant.
+    """
+    found: list[Recipe] = []
+    for run, values in settings.items():
+        kept = {key: value for key, value in values.items() if key not in free | {SEED}}
+        seed = values.get(SEED, 0)
+        alike = [recipe for recipe in found if recipe.settings == kept and seed not in recipe.runs]
+        if alike:
+            alike[0].runs[seed] = run
+        else:
+            found.append(Recipe(run, {seed: run}, kept))
+    named = [Recipe(shared_name(recipe.runs), recipe.runs, recipe.settings) for recipe in found]
+    once = len({recipe.name for recipe in named}) == len(named)
+    return named if once else found
+
+
+def mean_name(recipe: Recipe) -> str:
+    return f"{recipe.name}, mean of {len(recipe.runs)} seeds"
+
+
+def variants_of(table: pd.DataFrame, runs: Sequence[str]) -> list[str]:
+    """What stands behind the names of runs in the first column: "" and, say, " + CRF"."""
+    names = table.iloc[:, 0].astype(str)
+    return list(dict.fromkeys(name[len(run) :] for run in runs for name in names
+                              if name == run or name.startswith(f"{run} + ")))  # fmt: skip
+
+
+def scores_of(table: pd.DataFrame, recipe: Recipe, variant: str, metrics: Sequence[str]) -> pd.DataFrame:
+    """A line per seed of a recipe, indexed by it; of seeds that the table has."""
+    by_name = table.set_index(table.columns[0])
+    there = {seed: f"{run}{variant}" for seed, run in recipe.runs.items() if f"{run}{variant}" in by_name.index}
+    frame = by_name.loc[list(there.values()), list(metrics)].astype(float)
+    frame.index = list(there)
+    return frame
+
+
+def spread(values: pd.DataFrame) -> pd.Series:
+    """Standard deviation over seeds; nan of one."""
+    return values.std(ddof=1) if len(values) > 1 else pd.Series(np.nan, values.columns)
+
+
+def recipe_table(table: pd.DataFrame, recipes: Sequence[Recipe], metrics: Sequence[str]) -> pd.DataFrame:
+    """A line per recipe and variant: recipe, seeds, <metric> (mean) and <metric> spread (over seeds); the mean of the
+    seeds' predictions, where the table has it, is a line of its own with its own scores."""
+    lines, by_name = [], table.set_index(table.columns[0])
+    for recipe in recipes:
+        for variant in variants_of(table, list(recipe.runs.values())):
+            found = scores_of(table, recipe, variant, metrics)
+            mean, wide = found.mean(), spread(found)
+            line = {"recipe": f"{recipe.name}{variant}", "seeds": len(found)} | mean.to_dict()
+            lines.append(line | {f"{name} spread": wide[name] for name in metrics})
+            together = f"{mean_name(recipe)}{variant}"
+            if together in by_name.index:
+                lines.append({"recipe": together, "seeds": 1} | by_name.loc[together, list(metrics)].to_dict())
+    return pd.DataFrame(lines)
+
+
+def differing(recipes: Sequence[Recipe]) -> list[str]:
+    """Settings that are not the same in all recipes."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe.settings)
+    return [key for key in keys if any(r.settings.get(key) != recipes[0].settings.get(key) for r in recipes)]
+
+
+def said(value) -> str:
+    words = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return {"None": "default", "True": "on", "False": "off", "": "none"}.get(words, words)
+
+
+def change_of(first: Recipe, other: Recipe) -> dict[str, str]:
+    """{setting: "from -> to"} of what differs."""
+    return {key: f"{said(first.settings.get(key))} -> {said(other.settings.get(key))}"
+            for key in differing([first, other])}  # fmt: skip
+
+
+def ingredient_table(table: pd.DataFrame, recipes: Sequence[Recipe], metrics: Sequence[str]) -> pd.DataFrame:
+    """What one ingredient gave: a line per pair of recipes that differ in at most FEW settings, and per variant of one
+    recipe against itself without: from, to, change, seeds, <metric> (mean difference of the seeds that both have) and
+    <metric> spread of these differences."""
+    lines = []
+    for at, first in enumerate(recipes):
+        variants = variants_of(table, list(first.runs.values()))
+        pairs = [(first, variant, variant.removeprefix(" + ")) for variant in variants if variant]
+        for other in recipes[at + 1 :]:
+            change = change_of(first, other)
+            if 0 < len(change) <= FEW:
+                pairs.append((other, "", "; ".join(f"{key} {how}" for key, how in change.items())))
+        for other, variant, how in pairs:
+            before, after = scores_of(table, first, "", metrics), scores_of(table, other, variant, metrics)
+            both = [seed for seed in before.index if seed in after.index]
+            gain = after.loc[both] - before.loc[both] if both else (after.mean() - before.mean()).to_frame().T
+            line = {"from": first.name, "to": f"{other.name}{variant}", "change": how, "seeds": len(both)}
+            mean, wide = gain.mean(), spread(gain)
+            lines.append(line | mean.to_dict() | {f"{name} spread": wide[name] for name in metrics})
+    return pd.DataFrame(lines)

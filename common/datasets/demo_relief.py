@@ -3,8 +3,9 @@
     risk = what slope, wetness, curvature and soil say together as means over a neighbourhood of SCALE pixels
     class = where risk + noise lies among two levels; a part (HELD) of the ground is low whatever its risk
 
-All are needed at once: ground slips where it is steep but not so steep that no soil stays, and wet, and deep; a
-single pixel shows each of them through the roughness of the ground and the noise of the images.
+Ground slips where it is steep and has soil that lies deep and wet, in hollows: both are needed at once, and a single
+pixel shows each through the roughness of the ground and the noise of the images. Of curvature it takes what lies at
+some ten pixels, which topographic position shows.
 """
 
 from dataclasses import dataclass
@@ -18,16 +19,16 @@ from common.datasets.terrain import terrain_bands
 
 CELL = 10.0  # metres a pixel
 SHARES = (0.8535, 0.0265, 0.12)
-VALLEYS = ((170, 190), (75, 80))  # pixels between valleys, metres they are cut in; then those of their tributaries
+VALLEYS = ((260, 270), (150, 130))  # pixels between valleys, metres they are cut in; then those of their tributaries
 SCALE = 8.0  # pixels: standard deviation of the neighbourhood that decides
 HELD = 0.12  # of the ground is held by what no band shows
-NOISE = 0.04  # of the risk's standard deviation
-NOISE_STEP, HELD_STEP = 8, 20  # pixels over which noise and what holds the ground wander
-ROUGH = 2.5  # metres: a pixel's own height
-GRAIN = 0.9  # of the standard deviation of soil and plants: noise of their bands
-BEST_SLOPE = 0.9  # standard deviations above the mean slope where most ground slips
+NOISE = 0.06  # of the risk's standard deviation
+NOISE_STEP, HELD_STEP = 8, 28  # pixels over which noise and what holds the ground wander
+HILLS = 5.0  # power of the spectrum of hills
+ROUGH = 1.6  # metres: a pixel's own height
+GRAIN = 0.8  # of the standard deviation of soil and plants: noise of their bands
 FOREST, GRASS, BARE, WATER = COVERS = (10, 20, 30, 40)
-FACTORS = ("slope", "wetness", "curvature", "soil")
+FACTORS = ("slope", "wetness", "tpi", "soil")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def spectral(rng: np.random.Generator, shape: tuple[int, int], power: float, lon
 
 def draw_dem(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Height in metres, float32 (H, W): fractal hills, valleys and their tributaries cut in as water would."""
-    hills = 60 * spectral(rng, shape, 3.6, 250)
+    hills = 60 * spectral(rng, shape, HILLS, 250)
     for step, depth in VALLEYS:
         line = fractal(rng, shape, (step, step / 3), (1, 0.25))  # water runs where it crosses 0
         hills += depth * np.minimum(np.sqrt(line**2 + 0.02), 1.6)
@@ -73,7 +74,7 @@ def draw_dem(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def draw_ground(rng: np.random.Generator, shape: tuple[int, int]) -> Ground:
     dem = draw_dem(rng, shape)
-    soil = fractal(rng, shape, (120, 50, 20), (1, 0.6, 0.15))
+    soil = fractal(rng, shape, (150, 90), (1, 0.4))
     plants = 0.5 * soil + fractal(rng, shape, (40, 12), (0.8, 0.4))
     grain = rng.standard_normal((2, *shape), dtype=np.float32) * GRAIN
     low = cv2.GaussianBlur(dem, (0, 0), 3) < np.quantile(dem, 0.03)
@@ -91,17 +92,14 @@ def around(values: np.ndarray, scale: float = SCALE) -> np.ndarray:
 def factors_of(dem: np.ndarray, soil: np.ndarray) -> np.ndarray:
     """float32 (4, H, W) in the order of FACTORS: means over the neighbourhood. NaN in dem and soil: not known."""
     bands = terrain_bands(dem, pixel=(CELL, CELL))
-    return np.stack([around(band) for band in (bands["slope"], bands["wetness"], bands["curvature"], soil)])
+    means = [around(bands["slope"]), around(bands["wetness"]), around(bands["tpi"], SCALE / 3), around(soil)]
+    return np.stack(means)
 
 
 def risk_of(factors: np.ndarray, mean, std) -> np.ndarray:
     """Risk, float32 (H, W): as much as the least of what it takes allows, a soft minimum."""
-    slope, wetness, curvature, soil = (
-        (factor - m) / s for factor, m, s in zip(factors, mean, std, strict=True)
-    )  # fmt: skip
-    steep = 1.0 - (slope - BEST_SLOPE) ** 2
-    wet = wetness - 0.5 * curvature + 0.5 * soil * slope
-    parts = np.stack([steep, 0.8 * wet, soil + 0.5])
+    slope, wetness, position, soil = ((factor - m) / s for factor, m, s in zip(factors, mean, std, strict=True))
+    parts = np.stack([slope, 0.8 * soil + 0.3 * wetness - 0.1 * position])
     return -np.log(np.exp(-2 * parts).sum(0)) / 2
 
 

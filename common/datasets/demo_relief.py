@@ -19,12 +19,12 @@ from common.datasets.terrain import terrain_bands
 
 CELL = 10.0  # metres a pixel
 SHARES = (0.8535, 0.0265, 0.12)
-VALLEYS = ((260, 270), (150, 130))  # pixels between valleys, metres they are cut in; then those of their tributaries
-SCALE = 8.0  # pixels: standard deviation of the neighbourhood that decides
-HELD = 0.12  # of the ground is held by what no band shows
+VALLEYS = ((200, 220), (95, 100))  # pixels between valleys, metres they are cut in; then those of their tributaries
+SCALE = 6.0  # pixels: standard deviation of the neighbourhood that decides
+HELD = 0.14  # of the ground is held by what no band shows
 NOISE = 0.06  # of the risk's standard deviation
-NOISE_STEP, HELD_STEP = 8, 28  # pixels over which noise and what holds the ground wander
-HILLS = 5.0  # power of the spectrum of hills
+NOISE_STEP, HELD_STEP = 8, 20  # pixels over which noise and what holds the ground wander
+HILLS = 4.6  # power of the spectrum of hills
 ROUGH = 1.6  # metres: a pixel's own height
 GRAIN = 0.8  # of the standard deviation of soil and plants: noise of their bands
 FOREST, GRASS, BARE, WATER = COVERS = (10, 20, 30, 40)
@@ -74,7 +74,7 @@ def draw_dem(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def draw_ground(rng: np.random.Generator, shape: tuple[int, int]) -> Ground:
     dem = draw_dem(rng, shape)
-    soil = fractal(rng, shape, (150, 90), (1, 0.4))
+    soil = fractal(rng, shape, (140, 60), (1, 0.6))
     plants = 0.5 * soil + fractal(rng, shape, (40, 12), (0.8, 0.4))
     grain = rng.standard_normal((2, *shape), dtype=np.float32) * GRAIN
     low = cv2.GaussianBlur(dem, (0, 0), 3) < np.quantile(dem, 0.03)
@@ -99,7 +99,7 @@ def factors_of(dem: np.ndarray, soil: np.ndarray) -> np.ndarray:
 def risk_of(factors: np.ndarray, mean, std) -> np.ndarray:
     """Risk, float32 (H, W): as much as the least of what it takes allows, a soft minimum."""
     slope, wetness, position, soil = ((factor - m) / s for factor, m, s in zip(factors, mean, std, strict=True))
-    parts = np.stack([slope, 0.8 * soil + 0.3 * wetness - 0.1 * position])
+    parts = np.stack([slope, 0.7 * soil + 0.5 * wetness - 0.2 * position])
     return -np.log(np.exp(-2 * parts).sum(0)) / 2
 
 

@@ -128,7 +128,7 @@ def plain_crf(prob, guide, valid, *, iterations, sxy, bands_sxy, srgb):
 
 @pytest.mark.parametrize("bands", [0, 1, 2, 3, 5])
 def test_probabilities_are_those_of_a_plain_version(bands):
-    prob, guide = picture(14, 17, bands=max(bands, 1))
+    prob, guide = picture(12, 14, bands=max(bands, 1))
     guide = guide + np.random.default_rng(1).random(guide.shape).astype(np.float32)  # no point lies on a border
     valid = np.random.default_rng(2).random(prob.shape[1:]) < 0.8
     guide[0, 3:6, 2:9] = np.nan
@@ -185,7 +185,8 @@ def test_no_size_or_certainty_is_too_much(shape, classes):
     holes = guide.copy()
     holes[0].flat[::2], holes[1].flat[1::7], holes[2].flat[::5] = np.nan, np.inf, -3.4028235e38
     valid = rng.random(shape) < 0.5
-    for each in (None, guide, holes, np.full_like(guide, 7), np.full_like(guide, np.nan), guide * 1e30):
+    guides = [guide, holes, np.full_like(guide, 7), np.full_like(guide, np.nan), guide * 1e30, None]
+    for each in guides if classes == 3 else guides[:2]:
         for known in (None, valid, np.zeros(shape, bool)):
             found = crf.refine(prob, each, known)
             assert np.isfinite(found).all() and found.shape == prob.shape and found.dtype == np.float32

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.metrics.segmentation import counts_of, mcc
+from common.metrics.segmentation import MCC, Metric, counts_of
+from common.outputs.ordered_sections import with_order
 from common.outputs.predictions import listed
 from common.outputs.report import write_report
 from common.outputs.segmentation_scores import headline_blocks
@@ -36,19 +37,22 @@ def write_segmentation_report(
     pictures: int = 3,
     shown: Mapping[str, Mapping] | None = None,
     gates: pd.DataFrame | None = None,
+    logistic: Mapping | None = None,
     findings: list[str] | None = None,
     settings: dict | None = None,
     label: str = "Landfold",
     notes: Sequence[str] = (),
     footer: str = "",
 ) -> Path:
-    """Write report.html; returns its path. All predictions are out of fold; the score is the MCC over all pixels.
+    """Write report.html; returns its path. All predictions are out of fold; the score is the judgement's.
 
     outputs: names of the K classes, the background first. rows: a line per tile, `id`, `group`, optional `fold`.
-    members: dicts, `name` and `oof` (id, nodata, n_<t>_<p>) required; optional `score` (else the MCC of those counts),
+    members: dicts, `name` and `oof` (id, nodata, n_<t>_<p>) required; optional `score` (else that of those counts),
     `logs` (fold -> dicts of log.jsonl), `score_best`, `score_last` and `seconds`.
-    judgement: as `common.post.mask_judge.judge` gives: `final` (sets of counts), and any of honest, blend, scores,
-    gains, interval, tables and read_pred (row -> classes (H, W)). Where there is `honest`, the page shows it.
+    judgement: as `common.post.mask_judge.judge` gives: `final` (sets of counts), and any of metric (else the MCC over
+    all pixels), honest, blend, scores, gains, interval, tables and read_pred (row -> classes (H, W)). Where there is
+    `honest`, the page shows it. With what `common.post.ordered_judge.judge` adds the page has the sections of ordered
+    classes; logistic: what `common.metrics.pixel_baselines.logistic_judgement` gives, to stand beside them.
     beside: scores of a constant, of a simple model and the best `reachable`, each by its name.
     bands, read_picture (row -> float32 (C, H, W), raw), read_target (row -> classes (H, W), valid (H, W)): for the
     pictures of the `pictures` worst and as many best tiles.
@@ -64,7 +68,9 @@ def write_segmentation_report(
     facts |= {"bands": list(bands), "read_picture": read_picture, "read_target": read_target, "pictures": pictures}
     facts |= {"settings": settings, "notes": [*facts["notes"], *notes], "sampler": checked_shares(shown, outputs)}
     facts["scores"] |= {name: value for name, value in beside.items() if value is not None}
-    sections = [{"title": name, "short": short, "blocks": build(facts)} for name, (short, build) in SECTIONS.items()]
+    facts |= {"logistic": logistic, "judgement": judgement}
+    chosen = with_order(SECTIONS) if "curves" in judgement else SECTIONS
+    sections = [{"title": name, "short": short, "blocks": build(facts)} for name, (short, build) in chosen.items()]
     report = {"title": title, "label": label, "head": headline_blocks(facts), "sections": sections, "footer": footer}
     return write_report(path, report)
 
@@ -89,11 +95,13 @@ def gather(rows: pd.DataFrame, judgement: Mapping, outputs: Sequence[str]) -> di
     facts["counts"] = facts["final"] if honest is None else facts["honest"]
     if not facts["counts"].any():
         raise InputError("report: no tile has a valid pixel with a label; a report needs labelled tiles")
+    metric = judgement.get("metric", MCC)
+    facts |= {"metric": metric, "background": facts["nodata"] * metric.nodata}
     facts["scores"] = {name: value for name, value in (judgement.get("scores") or {}).items() if value is not None}
-    facts["scores"].setdefault("fitted", mcc(pooled(facts["final"], facts["nodata"])))
+    facts["scores"].setdefault("fitted", metric.of(pooled(facts["final"], facts["background"])))
     if honest is not None:
-        facts["scores"].setdefault("honest", mcc(pooled(facts["honest"], facts["nodata"])))
-    facts["cost"] = tile_cost(facts["counts"], facts["nodata"])
+        facts["scores"].setdefault("honest", metric.of(pooled(facts["honest"], facts["background"])))
+    facts["cost"] = tile_cost(facts["counts"], facts["background"], metric)
     return facts
 
 
@@ -112,19 +120,19 @@ def aligned(ids: list[str], frame: pd.DataFrame, classes: int, name: str) -> tup
     return counts_of(frame, classes), frame["nodata"].to_numpy(np.int64)
 
 
-def pooled(counts: np.ndarray, nodata: np.ndarray) -> np.ndarray:
+def pooled(counts: np.ndarray, background: np.ndarray) -> np.ndarray:
     """(K, K) counts over all pixels of all tiles; those without data are background in truth and output."""
     total = counts.sum(0)
-    total[0, 0] += nodata.sum()
+    total[0, 0] += background.sum()
     return total
 
 
-def tile_cost(counts: np.ndarray, nodata: np.ndarray) -> np.ndarray:
-    """(n,) what each tile takes from the score: the MCC over all other tiles minus the MCC over all."""
+def tile_cost(counts: np.ndarray, background: np.ndarray, metric: Metric) -> np.ndarray:
+    """(n,) what each tile takes from the score: that of all other tiles minus that of all."""
     every = counts.copy()
-    every[:, 0, 0] += nodata
+    every[:, 0, 0] += background
     total = every.sum(0)
-    return mcc(total - every) - mcc(total)
+    return metric.of(total - every) - metric.of(total)
 
 
 def member_facts(member: dict, facts: dict) -> dict:
@@ -132,7 +140,7 @@ def member_facts(member: dict, facts: dict) -> dict:
     found = with_log_scores(member)
     if found.get("score") is None:
         counts, nodata = aligned(facts["ids"], member["oof"], len(facts["outputs"]), f"member {member['name']}")
-        found["score"] = mcc(pooled(counts, nodata))
+        found["score"] = facts["metric"].of(pooled(counts, nodata * facts["metric"].nodata))
     found["rows"] = int(member["oof"]["id"].astype(str).isin(facts["ids"]).sum())
     return found
 

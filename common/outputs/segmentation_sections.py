@@ -19,6 +19,8 @@ from common.outputs.shared_sections import (
     weights_blocks,
 )
 
+SHOWN_ELSEWHERE = ("thresholds", "isotonic", "temperature")  # of what a blend's post holds
+
 
 def pictures_section(facts: dict) -> list[str]:
     """The tiles that cost the score most and those that lift it most: image, truth, prediction and error."""
@@ -105,7 +107,7 @@ def blend_section(facts: dict) -> list[str]:
             table([column("class", "Class", "name"), column("t", "Threshold")], records),
         ]
         blocks.insert(-1, paragraph(caption))
-        others = [f"{key.replace('_', ' ')} {value}" for key, value in post.items() if key != "thresholds"]
+        others = [f"{key.replace('_', ' ')} {value}" for key, value in post.items() if key not in SHOWN_ELSEWHERE]
         blocks += [paragraph(f"Then the masks are cleaned: {', '.join(others)}.")] if others else []
     gains = facts["gains"]
     if gains is None or not len(gains):

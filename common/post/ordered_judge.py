@@ -95,9 +95,10 @@ def judge(
     Arguments as there; outputs: names in rising order, the positive one second where there are two. Added, all honest:
     metrics (kappa, linear_kappa, quadratic_kappa, mean_iou, <measure>_<class> of the masks; rho, auroc_<class> of it
     or a higher one, ap_<class>, ece_<way> of the susceptibility, before thresholds and CRF), hist (K, bins) of the
-    susceptibility, refined (whether there was a refine), curves {"prediction rate": {class: RateCurve}}, reliability {way: table}, tables ordinal, area (a
-    drawn sample, `area_table`) and susceptibility (calibrated by what was fitted without each part). The blend's post
-    also has isotonic and temperature (`fit_post`), fitted on all tiles. Maps are read once more.
+    susceptibility, refined (whether there was a refine), curves {"prediction rate": {class: RateCurve}}, reliability
+    {way: table}, tables ordinal, area (a drawn sample, `area_table`) and susceptibility (calibrated by what was fitted
+    without each part). The blend's post also has isotonic and temperature (`fit_post`), fitted on all tiles. Maps are
+    read once more.
     """
     judgement = mask_judge.judge(rows, sets, outputs=outputs, read_target=read_target, kind=kind, seed=seed,
                                  morphology=morphology, thresholds=thresholds, metric=KAPPA, aim=aim,

@@ -28,7 +28,7 @@ from common.engine import side_store
 from common.engine.tta import apply_view, invert_view
 from common.models.segmenter import Segmenter
 from common.outputs import scene_picture
-from common.tasks import scene_maps, segmentation
+from common.tasks import scene_jobs, scene_maps, segmentation
 
 
 @pytest.fixture
@@ -563,14 +563,14 @@ def test_a_stop_after_the_raster_leaves_nothing_once_it_is_started_again(home, m
 def test_a_scene_in_other_hands_is_looked_at_twice(home, monkeypatch, capsys, killed):
     """Its process may be killed while this one maps the next; if not, the last line says that it is missing."""
     write_scene(home / "scenes/b.tif", tiny_scenes.draw_scene(seed=1)[0])
-    other, map_scene = side_store.claim(home / "out/scenes/a.tif"), scene_maps.map_scene
+    other, map_scene = side_store.claim(home / "out/scenes/a.tif"), scene_jobs.map_scene
 
     def meanwhile(path, *words):
         if killed and path.name == "b.tif":
             other.file.close()  # frees the lock and leaves its file, as a kill does
         map_scene(path, *words)
 
-    monkeypatch.setattr(scene_maps, "map_scene", meanwhile)
+    monkeypatch.setattr(scene_jobs, "map_scene", meanwhile)
     infer(home, "--runs", "known", "--scene", "scenes", "--out", "out")
     last = capsys.readouterr().out.splitlines()[-1]
     assert (home / "out/scenes/b.tif").exists() and (home / "out/scenes/a.tif").exists() == killed
@@ -732,7 +732,7 @@ def test_models_that_see_different_bands_are_not_mixed(home, capsys, monkeypatch
 
 def test_a_hidden_file_of_a_folder_is_no_scene(home):
     (home / "scenes/.tmp-a.tif").write_bytes(b"half")
-    assert [p.name for p in scene_maps.list_scenes([home / "scenes"])] == ["a.tif"]
+    assert [p.name for p in scene_jobs.list_scenes([home / "scenes"])] == ["a.tif"]
 
 
 def test_scenes_and_truth_of_the_demo_set(home, capsys, monkeypatch):

@@ -132,13 +132,19 @@ def read_bands(path: str | Path, bands=None) -> tuple[np.ndarray, np.ndarray, di
             flags = file.mask_flag_enums[numbers[0] - 1]
             if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
                 masked = file.read_masks(numbers[0]) == 0
+    return tile, missing_pixels(tile, nodata, masked), profile
+
+
+def missing_pixels(tile: np.ndarray, nodata, masked: np.ndarray | None = None) -> np.ndarray:
+    """bool (C,H,W) of raw values (C,H,W): no data, see `read_bands`. nodata: value of each band's tag or None; masked:
+    bool (H,W) or None."""
     missing = ~(np.abs(tile) <= HUGE) if tile.dtype.kind == "f" else np.zeros(tile.shape, bool)
     for band, value in enumerate(nodata):
         if value is not None and not np.isnan(value):
             missing[band] |= tile[band] == value
     if masked is not None:
         missing |= masked
-    return tile, missing, profile
+    return missing
 
 
 def fill(tile: np.ndarray, missing: np.ndarray) -> np.ndarray:

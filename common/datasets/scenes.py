@@ -24,8 +24,11 @@ def cache_limit() -> rasterio.Env:
     return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=CACHE_MB)
 
 
-def find_bands(file: rasterio.DatasetReader, bands: Sequence[str], numbers: Sequence[int] | None) -> list[int]:
-    """Numbers (from 1) of the bands in a file, by the names that tiles have. InputError: one that it has not."""
+def find_bands(file: rasterio.DatasetReader, bands: Sequence[str], numbers: Sequence[int] | None, names=None):
+    """Numbers (from 1) of the bands in a file, by the names that tiles have. InputError: one that it has not.
+
+    names: what its bands are called; None: `names_in`.
+    """
     path = file.name
     if numbers is not None:
         if len(numbers) != len(bands):
@@ -37,7 +40,7 @@ def find_bands(file: rasterio.DatasetReader, bands: Sequence[str], numbers: Sequ
         if beyond:
             raise InputError(f"{path}: no band {beyond[0]}; it has the bands 1 to {file.count}: --scene-bands")
         return list(numbers)
-    names, nameless = names_in(file, image=True), not any(file.descriptions)
+    names, nameless = names or names_in(file, image=True), not any(file.descriptions)
     found = [band_number(name, names) for name in bands]
     if None not in found:
         if nameless and not {color.name for color in file.colorinterp} & set(RGB) and set(RGB) & set(bands):
@@ -90,11 +93,17 @@ def resample(tile: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if tile.shape[1:] == tuple(size):
         return tile
+    return resampled(tile, size)[0]
+
+
+def resampled(tile: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(means float32 (C,h,w), valid bool (h,w)) of `resample`."""
     smaller = size[0] <= tile.shape[1] and size[1] <= tile.shape[2]
     kind = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     share = cv2.resize((tile != 0).any(axis=0).astype(np.float32), size[::-1], interpolation=kind)
     out = np.stack([cv2.resize(band, size[::-1], interpolation=kind) for band in tile])
-    return np.where(share >= 0.5, out / np.maximum(share, 0.5), 0).astype(np.float32)
+    valid = share >= 0.5
+    return np.where(valid, out / np.maximum(share, 0.5), 0).astype(np.float32), valid
 
 
 class Scene:
@@ -104,13 +113,13 @@ class Scene:
         self.path, self.bands = Path(path), tuple(bands)
         self.file = open_raster(self.path)
         try:
-            self.numbers = find_bands(self.file, bands, numbers)
+            self.numbers = self._find_bands(numbers)
         except InputError:
             self.file.close()
             raise
         self.height, self.width = self.file.shape
         self.crs, self.transform, self.profile = self.file.crs, self.file.transform, dict(self.file.profile)
-        colours = find_colours(self.file, bands, self.numbers)
+        colours = self._find_colours()
         self._all = list(dict.fromkeys([*self.numbers, *colours]))  # those of the model, then what else tells no data
         self._colours = [self._all.index(number) for number in colours]
         self._places = [self._all.index(number) for number in self.numbers]
@@ -119,6 +128,12 @@ class Scene:
         # a fourth band that calls itself alpha may be an old label: only a mask that is no band counts
         self.masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         self.damaged: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+
+    def _find_bands(self, numbers: Sequence[int] | None) -> list[int]:
+        return find_bands(self.file, self.bands, numbers)
+
+    def _find_colours(self) -> list[int]:
+        return find_colours(self.file, self.bands, self.numbers)
 
     def __enter__(self) -> "Scene":
         return self
@@ -142,7 +157,15 @@ class Scene:
             with cache_limit():
                 part = self._read_or_repair(top, left, bottom - top, right - left)
             out[:, top - y : bottom - y, left - x : right - x] = part
-        return out if size is None else resample(out, tuple(size))
+        return out if size is None else self._resample(out, tuple(size))
+
+    def _resample(self, tile: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return resample(tile, size)
+
+    def _clean(self, tile: np.ndarray, masked: np.ndarray | None) -> np.ndarray:
+        """float32 (C,h,w) of the bands that were read: 0 where there is no data."""
+        out = clean(tile, self.nodata, masked, self._colours)
+        return out if self._places == list(range(len(out))) else out[self._places]
 
     def _read_or_repair(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         try:
@@ -154,8 +177,7 @@ class Scene:
         window = Window(x, y, width, height)
         tile = self.file.read(self._all, window=window)
         masked = self.file.read_masks(self.numbers[0], window=window) == 0 if self.masked else None
-        out = clean(tile, self.nodata, masked, self._colours)
-        return out if self._places == list(range(len(out))) else out[self._places]
+        return self._clean(tile, masked)
 
     def _read_blocks(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """The area block by block, a block that cannot be read as no data."""

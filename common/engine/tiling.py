@@ -127,10 +127,10 @@ class SceneMap:
     def __init__(self, store: SideStore, height: int, width: int, channels: int):
         self.store, self.height, self.width, self.channels = store, height, width, channels
 
-    def strips(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first row, values float32 (channels, h, W), valid bool (h, W)) from top to bottom; values are 0 where not
-        valid. May be called more than once."""
-        for y in range(0, self.height, STRIP):
+    def strips(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first row, values float32 (channels, h, W), valid bool (h, W)) from top to bottom, of those that touch the
+        rows begin to end; values are 0 where not valid. May be called more than once."""
+        for y in range(begin - begin % STRIP, self.height if end is None else end, STRIP):
             strip = read_strip(self.store, y, self.width)
             if strip is None:
                 raise InputError(f"{self.store.folder}: the part at row {y} is gone or damaged; start the job again")

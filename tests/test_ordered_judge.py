@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
-from common.metrics.ordinal import RateCurve, rate_curve
+from common.metrics.ordered_scores import bin_values, ranked_histogram
+from common.metrics.ordinal import RateCurve, rate_curve, spearman, value_histogram
 from common.metrics.segmentation import confusion, count_row
 from common.outputs.masks import read_probs, write_probs
 from common.post import ordered_judge
@@ -49,7 +50,7 @@ def reads(truths, classes=3):
     return {"outputs": NAMES[classes], "read_target": lambda row: truths[row["id"]]}
 
 
-SETTINGS = {"kind": "mean", "seed": 0, "morphology": {}}
+SETTINGS = {"kind": "weights", "seed": 0, "morphology": {}}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,18 @@ def test_ranking_is_that_of_the_honest_blend(data, judged):
     assert 0.5 < found["rho"] < 0.95
     assert judged["hist"].sum() == TILES * (SIZE - 3) * SIZE
     assert judged["hist"].sum(1).tolist() == np.bincount(truth).tolist()
+
+
+def test_sure_maps_keep_their_order_near_0():
+    """Most values below one bin of equal width: their order still counts."""
+    rng = np.random.default_rng(0)
+    values = 10 ** rng.uniform(-7, 0, 20_000)
+    truth = (np.log10(values) + 6 + rng.normal(0, 2, len(values)) > 0).astype(int) + (rng.random(len(values)) < values)
+    rho = spearmanr(truth, values).statistic
+    assert spearman(ranked_histogram(values, truth, None, classes=3)) == pytest.approx(rho, abs=1e-4)
+    assert abs(spearman(value_histogram(values, truth, None, classes=3)) - rho) > 0.01
+    bins = np.flatnonzero(ranked_histogram(np.array([0.0, 1e-6, 0.3, 1.0]), np.zeros(4, int), None, classes=1)[0])
+    np.testing.assert_allclose(bin_values()[bins], [0, 1e-6, 0.3, 1], rtol=2e-3, atol=1e-12)
 
 
 def test_neither_thresholds_nor_refinement_touch_the_ranking(data, judged):

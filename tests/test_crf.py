@@ -13,7 +13,7 @@ from common.post import crf, permutohedral
 
 @pytest.fixture(autouse=True)
 def threads():
-    """Any test may set numba's threads; the kept lattices go, so that no test leans on another."""
+    """Any test may set numba's threads; kept lattices go."""
     before = numba.get_num_threads()
     crf._position_lattice.cache_clear()
     yield
@@ -36,8 +36,7 @@ def picture(height=90, width=120, bands=3, classes=3, seed=0, noise=3.0):
 
 def theirs(prob, guide, iterations):
     """pydensecrf2 with the settings that are ours by default."""
-    densecrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
-    utils = pytest.importorskip("pydensecrf.utils")
+    densecrf, utils = (pytest.importorskip(f"pydensecrf.{name}") for name in ("densecrf", "utils"))
     classes, height, width = prob.shape
     model = densecrf.DenseCRF2D(width, height, classes)
     model.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(prob)))
@@ -142,14 +141,11 @@ def test_vertices_told_apart_by_random_steps_are_the_same(monkeypatch):
     prob, guide = picture(60, 50)
     expected = crf.refine(prob, guide)
     monkeypatch.setattr(permutohedral, "KEYS", 1 << 58)
-    assert permutohedral.key_steps(*wide_features()).max() > 1 << 44  # 12 dimensions do not fit
+    wide = np.random.default_rng(0).uniform(0, 85, (12, 100)).astype(np.float32)
+    assert permutohedral.key_steps(wide, np.ones(100, bool)).max() > 1 << 44  # 12 dimensions do not fit
     monkeypatch.setattr(permutohedral, "KEYS", 1 << 30)
     crf._position_lattice.cache_clear()
     np.testing.assert_allclose(crf.refine(prob, guide), expected, atol=1e-6)
-
-
-def wide_features():
-    return np.random.default_rng(0).uniform(0, 85, (12, 100)).astype(np.float32), np.ones(100, bool)
 
 
 def test_threads_and_strips_do_not_matter(monkeypatch):
@@ -193,6 +189,14 @@ def test_no_size_or_certainty_is_too_much(shape, classes):
             np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
             if known is not None:
                 assert (found[0][~known] == 1).all() and (found[1:, ~known] == 0).all()
+
+
+def test_certainty_is_cut_where_pydensecrf_cuts_it():
+    prob, guide = picture(30, 40)
+    certain = np.eye(3, dtype=np.float32)[prob.argmax(0)].transpose(2, 0, 1)
+    found = crf.refine(certain, guide)
+    np.testing.assert_array_equal(found, crf.refine(np.clip(certain, 1e-5, 1), guide))
+    assert (found.argmax(0) != prob.argmax(0)).any()
 
 
 def test_invalid_pixels_send_nothing():
@@ -255,6 +259,8 @@ def test_one_tile_is_the_whole_image():
     prob, guide = picture(50, 60)
     found, largest = in_tiles(prob, None, None)
     assert found.tobytes() == crf.refine(prob).tobytes() and tuple(largest) == (50, 60)
+    wide, largest = in_tiles(prob, None, None, tile=40, spatial_weight=30)  # half a tile is the most they overlap
+    assert wide.shape == prob.shape and (largest <= 40).all()
     with pytest.raises(InputError, match="overlap"):
         in_tiles(prob, guide, None, tile=64, overlap=64)
 
@@ -276,16 +282,14 @@ def test_positions_are_kept_for_images_of_one_size(monkeypatch):
     assert built.count(2) == 6  # parts of a large image are not kept
     monkeypatch.setattr(crf, "KEPT_POINTS", 1199)
     crf.refine(prob, None)
-    assert built.count(2) == 7
-    assert crf._position_lattice.cache_info().maxsize <= 8
+    assert built.count(2) == 7  # nor are large ones
 
 
 def test_guide_of_bands():
     tile = np.array([[[0.0, 3, 99]], [[5, 5, 6]]], np.float32)
     found = crf.guide_of(tile, [1, 5], [2, 0], np.array([[True, True, False]]))
     np.testing.assert_array_equal(found[:, :, :2], [[[112, 160]], [[128, 128]]])
-    assert np.isnan(found[:, :, 2]).all()
-    assert crf.guide_of(tile, [1, 5], [2, 0])[0, 0, 2] == 255
+    assert np.isnan(found[:, :, 2]).all() and crf.guide_of(tile, [1, 5], [2, 0])[0, 0, 2] == 255
 
 
 @pytest.mark.parametrize(

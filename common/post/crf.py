@@ -104,11 +104,13 @@ def refine_large(
     """(y, float32 (K, h, width)) strips of `refine` of an image of any size, from top to bottom, without gaps.
 
     read_prob, read_guide, read_valid: (y, x, h, w) -> that part of what `refine` takes. Tiles of at most `tile` pixels
-    overlap by `overlap` (default: OVERLAP kernel widths); each gives what is half of that from its borders, so that
-    neighbours agree there. All share one lattice, that of the whole image. Memory: see benchmarks/crf.py.
+    overlap by `overlap` (default: OVERLAP kernel widths, at most half a tile); each gives what lies at least half of
+    that from its inner borders, so that neighbours agree there. All share one lattice, that of the whole image.
+    Memory: of one tile and a row of tiles of the result; benchmarks/crf.py states it.
     """
     crf = Crf(**settings)
-    overlap = int(np.ceil(OVERLAP * max(crf.spatial_weight, crf.bilateral_sxy))) if overlap is None else overlap
+    if overlap is None:
+        overlap = min(int(np.ceil(OVERLAP * max(crf.spatial_weight, crf.bilateral_sxy))), tile // 2)
     if not 0 <= overlap < tile:
         raise InputError(f"crf: tiles of {tile} pixels that overlap by {overlap}; give larger tiles or less overlap")
     rows, columns = (_cuts(length, tile - overlap) for length in (height, width))

@@ -134,7 +134,7 @@ def key_steps(features: np.ndarray, used: np.ndarray) -> np.ndarray:
     """int64 (D,): what a step along each axis adds to the key of a vertex; they sum to 0, as the steps themselves do.
 
     Exact where the vertices that the features can reach, and their neighbours, number less than KEYS. Beyond, in ten
-    dimensions or so, random steps: among a million vertices two fall together about once in a thousand images.
+    dimensions or so, random steps: among a million vertices two fall together in less than one image of a thousand.
     """
     d = len(features)
     low, high = np.zeros(d), np.zeros(d)

@@ -6,7 +6,7 @@ ratios are medians over the runs; CPU time is that of all threads. pydensecrf2 h
 textured or noisy: of the vertices that a guide scatters pixels over comes most of the work. --large does nothing but
 refine an image of that side by overlapping tiles, and states the memory and what differs along the borders of tiles.
 
-python benchmarks/crf.py [--bands 3 5] [--classes 2 3 5] [--iterations 5 10] [--large 4096]
+python benchmarks/crf.py [--bands 3 5] [--classes 2 3 4 5] [--iterations 5 10] [--large 4096]
 """
 
 import argparse
@@ -138,7 +138,7 @@ def large(side: int, bands: int, classes: int, kind: str, tile: int) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bands", type=int, nargs="+", default=[3, 5])
-    parser.add_argument("--classes", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--classes", type=int, nargs="+", default=[2, 3, 4, 5])
     parser.add_argument("--iterations", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--guides", nargs="+", choices=sorted(GUIDES), default=["smooth", "textured"])
     parser.add_argument("--side", type=int, default=512, help="pixels")

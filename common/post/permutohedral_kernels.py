@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+EMPTY = np.uint32(0xFFFFFFFF)
 BLOCK = 128  # points that are placed at a time
 FIRST_BITS = 14  # of the table of a strip, which doubles as it fills
 
@@ -38,57 +39,59 @@ def _embed(place, find, grown, features, used, first, last, steps, scales, slots
     corners = len(steps)
     elevated = np.empty((corners, BLOCK), np.float32)
     nearest, rank = np.empty((corners, BLOCK), np.float32), np.empty((corners, BLOCK), np.float32)
-    axis, offset = np.empty(corners, np.int64), np.empty(corners, np.float32)
+    jump, offset, base = np.empty(corners, np.int64), np.empty(corners, np.float32), np.empty(BLOCK, np.int64)
     bits, count = FIRST_BITS, 0
-    keys, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, -1, np.int32)
-    for p in range(first, last):
-        b = (p - first) % BLOCK
-        if b == 0:
-            place(features, p, min(BLOCK, last - p), scales, elevated, nearest, rank)
-        if not used[p]:
-            continue
-        key = 0
-        for i in range(corners):
-            key += np.int64(nearest[i, b]) * steps[i]
-            r = int(rank[i, b])
-            axis[r], offset[r] = i, elevated[i, b]
-        weights[p, 0] = offset[corners - 1] + (np.float32(1) - offset[0])
-        for r in range(corners):
-            if r:
-                key -= steps[axis[corners - r]]
-                weights[p, r] = offset[corners - 1 - r] - offset[corners - r]
-            slot = slots[p - 1, r] if p > first else 0
-            if slot >= count or keys[slot] != key:  # else the vertex is also that of the point before
-                if 2 * count >= len(table):
-                    bits += 1
-                    keys, table = grown(find, keys, bits)
-                at = find(table, keys, bits, key)
-                if table[at] < 0:
-                    table[at], keys[count] = count, key
-                    count += 1
-                slot = table[at]
-            slots[p, r] = slot
+    keys, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, EMPTY, np.uint32)
+    before = np.zeros(corners, np.uint32)
+    for begin in range(first, last, BLOCK):
+        size = min(BLOCK, last - begin)
+        place(features, begin, size, steps, scales, elevated, nearest, rank, base)
+        for b in range(size):
+            p = begin + b
+            if not used[p]:
+                continue
+            for i in range(corners):
+                r = np.uint32(rank[i, b])
+                jump[r], offset[r] = steps[i], elevated[i, b]
+            key = base[b]
+            for r in range(corners):
+                if r:
+                    key -= jump[corners - r]
+                    weights[p, r] = offset[corners - 1 - r] - offset[corners - r]
+                else:
+                    weights[p, r] = offset[corners - 1] + (np.float32(1) - offset[0])
+                if keys[before[r]] != key or count == 0:  # else the vertex is also that of the point before
+                    if 2 * count >= len(table):
+                        bits += 1
+                        keys, table = grown(find, keys, bits)
+                    at = find(table, keys, bits, key)
+                    if table[at] == EMPTY:
+                        table[at], keys[count] = count, key
+                        count += 1
+                    before[r] = table[at]
+                slots[p, r] = before[r]
     return keys[:count].copy()
 
 
 def _find(table, keys, bits, key):
     """Place in the table of a key, or the empty one where it belongs."""
-    at = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
-    while table[at] >= 0 and keys[table[at]] != key:
-        at = (at + 1) & (len(table) - 1)
+    last = np.uint64(len(table) - 1)
+    at = (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
+    while table[at] != EMPTY and keys[table[at]] != key:
+        at = (at + np.uint64(1)) & last
     return at
 
 
 def _grown(find, keys, bits):
     """Full keys in an array twice as long, and their table of 2 ** bits places."""
-    more, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, -1, np.int32)
+    more, table = np.empty(1 << (bits - 1), np.int64), np.full(1 << bits, EMPTY, np.uint32)
     for k in range(len(keys)):
         more[k] = keys[k]
         table[find(table, more, bits, keys[k])] = k
     return more, table
 
 
-def _place(features, begin, size, scales, elevated, nearest, rank):
+def _place(features, begin, size, steps, scales, elevated, nearest, rank, base):
     """Of `size` points: where each lies in its simplex, the multiples of D nearest to it and the ranks of its offsets.
 
     elevated: (coordinate - nearest multiple) / D; nearest: the multiples over D; all float32 (D, BLOCK). Adams et al.,
@@ -125,6 +128,12 @@ def _place(features, begin, size, scales, elevated, nearest, rank):
             rank[i, b] += total[b] + turn * wide
             nearest[i, b] += turn
             elevated[i, b] = (elevated[i, b] - turn * wide) * share
+    for b in range(size):
+        base[b] = 0
+    for i in range(corners):
+        step = steps[i]
+        for b in range(size):
+            base[b] += np.int64(nearest[i, b]) * step
 
 
 def _join(keys, number, step, above, below):

@@ -15,7 +15,7 @@ from common.metrics.segmentation import confusion, count_row
 from common.outputs.masks import read_probs, write_probs
 from common.post import ordered_judge
 from common.post.ordered_tables import area_table, thinned_curve
-from common.post.susceptibility import calibrated
+from common.post.susceptibility import calibrated, fit_temperature
 
 SIZE, TILES = 32, 8
 NAMES = {3: ("low", "medium", "high"), 2: ("background", "slide")}
@@ -167,6 +167,18 @@ def test_calibration_lowers_the_error_and_equals_the_plain_way(data, judged):
     assert raw["weight"].sum() == len(said) and np.average(raw["prob"], weights=raw["weight"]) == pytest.approx(
         said.mean(), abs=1e-4
     )
+
+
+def test_calibration_of_a_part_is_fitted_on_the_blend_it_is_judged_with(data, judged):
+    _, sets, truths = data
+    table, part = judged["tables"]["susceptibility"].set_index("left out"), np.repeat(np.arange(TILES) // 2, 29 * SIZE)
+    found = []
+    for p in range(4):
+        alike = judged | {"nested": [judged["nested"][2 * p]] * TILES}
+        truth, _, likely = pixels(alike, sets, truths, lambda _, prob: prob[0])
+        others = part != p
+        found.append(fit_temperature(likely[:, others].T, truth[others], np.ones(others.sum())))
+    assert table["temperature"].iloc[:4].tolist() == pytest.approx(found, rel=3e-5)
 
 
 def test_post_of_one_set_is_plain_and_that_of_a_blend_of_one(data):

@@ -146,3 +146,22 @@ def test_the_source_stands_alone():
     tree = ast.parse(Path(inputs.__file__).read_text(), feature_version=(3, 9))
     found = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert [ast.unparse(node) for node in found] == ["import numpy as np"]
+
+
+def test_relative_bands_count_from_their_mean_where_there_is_data():
+    tile = random_tile(3, 9, 7)
+    tile[:, :4] = 0
+    valid = valid_pixels(tile)
+    bands = [f"b{k}" for k in range(len(tile))]
+    plain = make_channels(tile, bands=bands)
+    moved = make_channels(tile, bands=bands, relative=("b1",))
+    np.testing.assert_allclose(moved[1], tile[1] - tile[1][valid].mean(), rtol=1e-4)
+    others = [k for k in range(len(tile)) if k != 1]
+    np.testing.assert_array_equal(moved[others], plain[others])
+    raised = np.where(valid, tile + np.array([0, 500, *[0] * (len(tile) - 2)])[:, None, None], 0)
+    again = make_channels(raised, bands=bands, relative=("b1",))[1]
+    np.testing.assert_allclose(again[valid], moved[1][valid], rtol=1e-4, atol=0.1)
+    assert not make_channels(np.zeros_like(tile), bands=bands, relative=("b1",)).any()
+    spec = {"bands": bands, "mean": [0] * len(tile), "std": [1] * len(tile),
+            "scaling": {"scale": "raw", "indices": [], "relative": ["b1"]}}  # fmt: skip
+    np.testing.assert_allclose(model_input(tile, spec)[0][1][valid], moved[1][valid], rtol=1e-5)

@@ -34,7 +34,7 @@ from common.files import atomic_write
 from common.metrics.ordinal import cohens_kappa, spearman, value_histogram
 from common.metrics.segmentation import confusion
 
-DEMO_VERSION = 3
+DEMO_VERSION = 4
 CLASSES = ("low", "medium", "high")
 IGNORED = 255
 TAG, SENTINEL = -9999.0, np.float32(-3.4028235e38)

@@ -20,13 +20,14 @@ from common.datasets.terrain import terrain_bands
 CELL = 10.0  # metres a pixel
 SHARES = (0.8535, 0.0265, 0.12)
 VALLEYS = ((200, 220), (95, 100))  # pixels between valleys, metres they are cut in; then those of their tributaries
-SCALE = 6.0  # pixels: standard deviation of the neighbourhood that decides
-HELD = 0.14  # of the ground is held by what no band shows
-NOISE = 0.06  # of the risk's standard deviation
+SCALE = 4.0  # pixels: standard deviation of the neighbourhood that decides
+HELD = 0.05  # of the ground is held by what no band shows
+NOISE = 0.04  # of the risk's standard deviation
 NOISE_STEP, HELD_STEP = 8, 20  # pixels over which noise and what holds the ground wander
 HILLS = 4.6  # power of the spectrum of hills
-ROUGH = 1.6  # metres: a pixel's own height
-GRAIN = 0.8  # of the standard deviation of soil and plants: noise of their bands
+ROUGH = 0.5  # metres: a pixel's own height
+GRAIN = 0.35  # of the standard deviation of soil and plants: noise of their bands
+BEST_SLOPE = 0.9  # standard deviations above the mean slope where most ground slips: what is steeper holds no soil
 FOREST, GRASS, BARE, WATER = COVERS = (10, 20, 30, 40)
 FACTORS = ("slope", "wetness", "tpi", "soil")
 
@@ -99,7 +100,8 @@ def factors_of(dem: np.ndarray, soil: np.ndarray) -> np.ndarray:
 def risk_of(factors: np.ndarray, mean, std) -> np.ndarray:
     """Risk, float32 (H, W): as much as the least of what it takes allows, a soft minimum."""
     slope, wetness, position, soil = ((factor - m) / s for factor, m, s in zip(factors, mean, std, strict=True))
-    parts = np.stack([slope, 0.7 * soil + 0.5 * wetness - 0.2 * position])
+    steep = 1 - (slope - BEST_SLOPE) ** 2
+    parts = np.stack([steep, 0.7 * soil + 0.5 * wetness - 0.2 * position])
     return -np.log(np.exp(-2 * parts).sum(0)) / 2
 
 

@@ -27,8 +27,11 @@ def channel_names(bands, indices=(), texture=None):
     return [*bands, *indices, *(f"{texture['band']}-{name}" for name in properties)]
 
 
-def make_channels(tile, *, bands, scale="raw", indices=(), texture_maps=None):
-    """float32 (C', H, W): the bands of a tile (C, H, W), raw or as log(1 + value), indices, then texture (P, H, W)."""
+def make_channels(tile, *, bands, scale="raw", indices=(), texture_maps=None, relative=()):
+    """float32 (C', H, W): the bands of a tile (C, H, W), raw or as log(1 + value), indices, then texture (P, H, W).
+
+    relative: bands whose mean over the tile's pixels with data is taken from them.
+    """
     tile = np.asarray(tile, dtype=np.float32)
     parts = [np.log1p(np.maximum(tile, 0.0)) if scale == "log" else tile]
     for name in indices:
@@ -38,7 +41,11 @@ def make_channels(tile, *, bands, scale="raw", indices=(), texture_maps=None):
         parts.append(index[None])
     if texture_maps is not None:
         parts.append(np.asarray(texture_maps, dtype=np.float32))
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    channels = np.concatenate(parts).astype(np.float32, copy=False)
+    valid = valid_pixels(tile)
+    for place in (list(bands).index(band) for band in relative if valid.any()):
+        channels[place] -= channels[place][valid].mean(dtype=np.float64)
+    return channels
 
 
 def standardise(channels, valid, mean, std):
@@ -51,8 +58,9 @@ def model_input(tile, spec, texture_maps=None):
     """(image float32 (C', H, W), valid bool (H, W)) of a raw tile, as the spec of a checkpoint says."""
     valid, scaling = valid_pixels(tile), spec["scaling"]
     channels = make_channels(
-        tile, bands=spec["bands"], scale=scaling["scale"], indices=scaling["indices"], texture_maps=texture_maps
-    )
+        tile, bands=spec["bands"], scale=scaling["scale"], indices=scaling["indices"], texture_maps=texture_maps,
+        relative=scaling.get("relative", ()),
+    )  # fmt: skip
     return standardise(channels, valid, spec["mean"], spec["std"]), valid
 
 

@@ -135,6 +135,7 @@ class TileStore:
             scale=scaling["scale"],
             indices=scaling["indices"],
             texture_maps=None if texture is None else texture[area],
+            relative=scaling.get("relative", ()),
         )
         found = channels, valid_pixels(tile), None if label is None else np.asarray(label[area])
         top, left = max(-y, 0), max(-x, 0)

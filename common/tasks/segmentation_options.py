@@ -59,6 +59,8 @@ def add_data_options(parser) -> None:
 def add_input_options(parser, bands: tuple[str, ...]) -> None:
     inputs = parser.add_argument_group("what the model sees")
     inputs.add_argument("--scale", choices=SCALES, default="raw", help="digital numbers as they are, or log(1 + n)")
+    inputs.add_argument("--relative", nargs="*", default=[], metavar="BAND",
+                        help="bands that count from their mean in the window, as elevation may")  # fmt: skip
     inputs.add_argument("--indices", nargs="*", default=[], choices=usable_indices(bands), metavar="INDEX",
                         help=f"spectral indices as further bands: {', '.join(usable_indices(bands))}")  # fmt: skip
     inputs.add_argument("--texture", nargs="*", default=[], choices=PROPERTIES, metavar="PROPERTY",

@@ -57,6 +57,11 @@ def make_spec(rows, settings, *, name: str, bands, outputs_of: Callable, label_m
     outputs, bands = list(outputs_of(rows)), list(settings.get("bands") or bands)
     scaling = {"scale": settings["scale"], "indices": list(settings["indices"])}
     scaling["texture"] = texture_spec(rows, settings, bands, source)
+    scaling["relative"] = list(settings["relative"])
+    if unknown := sorted(set(settings["relative"]) - set(bands)):
+        raise InputError(
+            f"--relative {unknown[0]}: is none of the model's bands ({', '.join(bands)}); name one of them"
+        )
     inputs = channel_names(bands, scaling["indices"], scaling["texture"])
     spec = {
         "task": name,

@@ -1,0 +1,305 @@
+"""What ordered classes ask of a segmentation task: scores and gates, dense CRF, susceptibility, judgement and report.
+
+Susceptibility is the mean class as a share of the highest (common/ordinal.py): of three classes .5 P1 + P2.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.datasets.band_tiles import available_bands
+from common.datasets.crops import IGNORED
+from common.datasets.folds import TEST, UNUSED
+from common.datasets.inputs import channel_statistics, valid_pixels
+from common.datasets.tiles import Source
+from common.errors import InputError
+from common.metrics.gates import check_gates, meeting, say_gates
+from common.metrics.ordinal import cohens_kappa, spearman, value_histogram
+from common.metrics.pixel_baselines import constant_score, logistic_judgement
+from common.metrics.segmentation import Metric, class_table, confusion, counts_of
+from common.ordinal import susceptibility
+from common.outputs.mask_sets import prob_paths
+from common.outputs.masks import read_beside, read_probs
+from common.outputs.segmentation_report import write_segmentation_report
+from common.post import ordered_judge
+from common.post.crf import Crf, guide_of, refine
+from common.post.morphology import finish_mask
+from common.post.ordered_judge import KAPPA
+from common.post.susceptibility import WAYS
+from common.tasks.segmentation_options import add_post_options
+from common.tasks.segmentation_post import chosen_thresholds, morphology_of, target_reader, wanted_thresholds
+from common.tasks.segmentation_spec import few
+
+FLAG = argparse.BooleanOptionalAction
+# kappa, precision of the middle class, recall of the highest, Spearman's rho of class and susceptibility
+NAMES = ("kappa", "precision_medium", "recall_high", "rho")
+NEEDED = {
+    "production": (0.38, 0.22, 0.92, 0.50),
+    "v2.5": (0.48, 0.22, 0.93, 0.58),
+    "v3": (0.50, 0.25, 0.93, 0.60),
+}
+GATES = {level: dict(zip(NAMES, needed, strict=True)) for level, needed in NEEDED.items()}
+PUBLISHED = {
+    "V1 (published)": dict(zip(NAMES, (0.3108, 0.1461, 0.9412, 0.4355), strict=True)),
+    "V2 (published)": dict(zip(NAMES, (0.4534, 0.1785, 0.9386, 0.5666), strict=True)),
+}
+CRF_OPTIONS = {field.name: field.name if field.name != "iterations" else "crf_iterations" for field in fields(Crf)}
+
+
+def score(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -> dict:
+    """{"score": Cohen's kappa over the valid pixels, "quadratic_kappa", "mean_iou", iou_<c>, f1_<c>, precision_<c>,
+    recall_<c> of every class} from a set's counts; None where undefined."""
+    outputs = outputs_of(frame)
+    counts = counts_of(frame, len(outputs)).sum(axis=0)
+    table = class_table(counts, outputs).set_index("class")
+    scores = {"score": cohens_kappa(counts), "quadratic_kappa": cohens_kappa(counts, weights="quadratic")}
+    scores["mean_iou"] = float(table["iou"].mean())
+    for measure in ("iou", "f1", "precision", "recall"):
+        scores |= {f"{measure}_{name}": float(table[measure][name]) for name in outputs}
+    return {key: None if np.isnan(value) else value for key, value in scores.items()}
+
+
+def say_epoch(record: dict) -> list[str]:
+    """What is found of every class."""
+    names, lines = [key.removeprefix("iou_") for key in record if key.startswith("iou_")], []
+    for name in names:
+        values = (record[f"{measure}_{name}"] for measure in ("iou", "f1", "precision", "recall"))
+        said = ("-" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"{name} " + " ".join(said))
+    return [f"IoU F1 precision recall: {', '.join(lines)}"] if lines else []
+
+
+def add_post(parser) -> None:
+    """Options of infer.py and ensemble.py: how probabilities become classes and susceptibility."""
+    add_post_options(parser)
+    crf = parser.add_argument_group("dense CRF")
+    crf.add_argument("--crf", action=FLAG, default=False, help="classes follow the edges of bands")
+    crf.add_argument("--crf-bands", nargs="+", default=[], metavar="BAND",
+                     help="whose edges, by name (default: the first three)")  # fmt: skip
+    crf.add_argument("--crf-iterations", type=int, default=Crf.iterations, help="of the mean field")
+    crf.add_argument("--spatial-weight", type=float, default=Crf.spatial_weight, metavar="PX",
+                     help="reach of the Gaussian term")  # fmt: skip
+    crf.add_argument("--compat-spatial", type=float, default=Crf.compat_spatial, help="strength of the Gaussian term")
+    crf.add_argument("--bilateral-sxy", type=float, default=Crf.bilateral_sxy, metavar="PX",
+                     help="reach of the bilateral term in pixels")  # fmt: skip
+    crf.add_argument("--bilateral-srgb", type=float, default=Crf.bilateral_srgb, metavar="GREY",
+                     help="and in grey levels of a band, 32 to a standard deviation")  # fmt: skip
+    crf.add_argument("--compat-bilateral", type=float, default=Crf.compat_bilateral, help="its strength")
+    risk = parser.add_argument_group("susceptibility")
+    risk.add_argument("--susceptibility", choices=WAYS, default=WAYS[0], help="as it is, or calibrated as fitted")
+
+
+def crf_of(settings: dict) -> Crf | None:
+    """The dense CRF that the options ask for; InputError for an option that says how, without --crf."""
+    given = {field: settings[option] for field, option in CRF_OPTIONS.items()}
+    if settings["crf"]:
+        return Crf(**given)
+    changed = [CRF_OPTIONS[field] for field in given if given[field] != getattr(Crf, field)]
+    for option in [*changed, *(["crf_bands"] if settings["crf_bands"] else [])]:
+        raise InputError(f"--{option.replace('_', '-')}: says how the CRF works, which is off; add --crf")
+    return None
+
+
+def band_statistics(paths, source: Source, bands) -> dict[str, list[float]]:
+    """{band: [mean, deviation]} over the pixels with data of at most 400 tiles."""
+    tiles = (source.read_tile(path, bands) for path in few(pd.DataFrame({"path": list(paths)}))["path"])
+    mean, deviation = channel_statistics((tile, valid_pixels(tile)) for tile in tiles)
+    return {band: [mean[k], deviation[k]] for k, band in enumerate(bands)}
+
+
+def guide_bands(settings: dict, there: list[str]) -> list[str]:
+    """The bands that guide the CRF. InputError for one that is not `there`."""
+    bands = settings["crf_bands"] or there[:3]
+    for band in set(bands) - set(there):
+        raise InputError(f"--crf-bands {band}: no such band; there are {', '.join(there)}")
+    return bands
+
+
+def refiner(paths: dict[str, str], post: dict | None, settings: dict, source: Source) -> Callable | None:
+    """refine(id) -> what finish_mask takes by that name; None without --crf.
+
+    paths: {id: tile}. Bands are measured in deviations of the training tiles (post.json), else of these.
+    """
+    crf = crf_of(settings)
+    if crf is None:
+        return None
+    bands = guide_bands(settings, available_bands(next(iter(paths.values()))))
+    known = (post or {}).get("bands", {})
+    if not set(bands) <= set(known):
+        known = band_statistics(paths.values(), source, bands)
+    mean, deviation = zip(*(known[band] for band in bands), strict=True)
+
+    def of_tile(name: str) -> Callable:
+        def refined(prob: np.ndarray, valid: np.ndarray) -> np.ndarray:
+            tile = source.read_tile(paths[name], bands)
+            return refine(prob, guide_of(tile, mean, deviation, valid_pixels(tile)), valid, **asdict(crf))
+
+        return refined
+
+    return of_tile
+
+
+def row_refiner(rows: pd.DataFrame, settings: dict, source: Source) -> Callable | None:
+    """refine(row), for the judge."""
+    if crf_of(settings) is None:
+        return None
+    if "path" not in rows:
+        raise InputError("--crf: needs the tiles; it works on --runs, or on --preds with --data")
+    of_tile = refiner(dict(zip(rows["id"], rows["path"], strict=True)), None, settings, source)
+    return lambda row: of_tile(row["id"])
+
+
+def aims_of(outputs: tuple[str, ...]) -> dict[str, Metric]:
+    """{level of GATES: what thresholds are fitted for}; two classes have no gates."""
+    return {level: meeting(gates, KAPPA, outputs) for level, gates in GATES.items()} if len(outputs) > 2 else {}
+
+
+def level_of(settings: dict) -> str | None:
+    """The level of GATES that --thresholds names."""
+    words = settings["thresholds"]
+    return words[0] if len(words) == 1 and words[0] in GATES else None
+
+
+def thresholds_wanted(settings: dict, outputs: tuple[str, ...]) -> dict:
+    """What the judge takes as thresholds and aim."""
+    if level := level_of(settings):
+        return {"thresholds": True, "aim": aims_of(outputs).get(level)}
+    return {"thresholds": wanted_thresholds(settings, len(outputs))}
+
+
+def thresholds_of(settings: dict, post: dict | None, classes: int) -> list[float]:
+    """The thresholds of a call, as chosen_thresholds or as fitted for a level of gates."""
+    if level := level_of(settings):
+        fitted = (post or {}).get("aims", {}).get(level)
+        post, settings = {"thresholds": fitted} if fitted else post, settings | {"thresholds": ["fitted"]}
+    return chosen_thresholds(settings, post or None, classes)
+
+
+def fit_post(rows, frame, settings: dict | None = None, *, source: Source, outputs_of: Callable) -> dict:
+    """post.json: thresholds, calibration of the susceptibility, and the bands' statistics; nothing of counts alone."""
+    if "prob" not in frame:
+        return {}
+    outputs = outputs_of(frame)
+    read = target_reader({"set": frame})
+    post = ordered_judge.fit_post(rows, frame, outputs=outputs, read_target=read, aims=aims_of(outputs))
+    paths = rows["path"][~rows["fold"].isin((TEST, UNUSED))] if "path" in rows else []
+    if len(paths):
+        post["bands"] = band_statistics(paths, source, available_bands(paths.iloc[0]))
+    return post
+
+
+def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict, list_tiles: Callable) -> pd.DataFrame:
+    """The masks as they are handed in: columns "mask", uint8 (H,W) of classes, and "values", the raw value of each."""
+    masks, raw, of_tile = [], [], None
+    if crf_of(settings):
+        tiles = list_tiles(settings["data"])
+        of_tile = refiner(dict(zip(tiles["id"], tiles["path"], strict=True)), post, settings, source)
+    for name, path in zip(frame["id"], prob_paths("the set", frame), strict=True):
+        prob, valid = read_probs(path), read_beside(path, "valid")
+        thresholds = thresholds_of(settings, post, len(prob))
+        masks.append(finish_mask(prob, valid, thresholds=thresholds, refine=of_tile and of_tile(name),
+                                 **morphology_of(settings, len(prob))))  # fmt: skip
+        raw.append(values[len(prob)])
+    return frame.assign(mask=masks, values=raw)
+
+
+def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, outputs_of: Callable) -> dict:
+    """The judgement, and its "metrics" for gates: nan for what two classes do not have."""
+    outputs = outputs_of(next(iter(sets.values())))
+    judgement = ordered_judge.judge(
+        rows,
+        sets,
+        outputs=outputs,
+        read_target=target_reader(sets),
+        kind=settings["kind"],
+        seed=settings["seed"],
+        morphology=morphology_of(settings, len(outputs)),
+        **thresholds_wanted(settings, outputs),
+        refine=row_refiner(rows, settings, source),
+    )
+    return judgement | {"metrics": dict.fromkeys(NAMES, np.nan) | judgement["metrics"]}
+
+
+def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, outputs_of: Callable) -> pd.DataFrame:
+    outputs = outputs_of(next(iter(sets.values())))
+    return ordered_judge.compare(
+        rows,
+        sets,
+        outputs=outputs,
+        read_target=target_reader(sets),
+        refine=row_refiner(rows, settings, source),
+        **thresholds_wanted(settings, outputs),
+    )
+
+
+def pixel_readers(rows: pd.DataFrame, settings: dict, source: Source, label_map: dict) -> dict:
+    bands = settings.get("bands") or available_bands(rows["path"].iloc[0])
+    return {
+        "read_tile": lambda path: source.read_tile(path, bands),
+        "read_target": lambda path: source.read_label(path, label_map),
+    }
+
+
+class Beside(dict):
+    """Scores by name, and all that the logistic regression reached, for the report."""
+
+    logistic: dict | None = None
+
+
+def baselines(rows, facts: dict, settings: dict, *, source: Source, outputs_of: Callable, label_maps: Callable) -> dict:
+    """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
+    known = rows[~rows["fold"].isin((TEST, UNUSED))].reset_index(drop=True)
+    readers = pixel_readers(known, settings, source, label_maps(known, settings))
+    classes = len(outputs_of(known))
+    scores = {"constant": constant_score(known, **readers, classes=classes, metric=KAPPA)}
+    found = logistic_judgement(known, **readers, classes=classes, outputs=outputs_of(known))
+    scores["logistic"] = found["metrics"]["kappa"]
+    beside = Beside(scores | ({"reachable": facts["best"]} if "best" in facts else {}))
+    beside.logistic = found
+    return beside
+
+
+def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict, *, source: Source,
+           outputs_of: Callable, check_rows: Callable) -> Path:  # fmt: skip
+    rows = judgement["rows"]
+    there = "path" in rows and all(Path(name).is_file() for name in rows["path"])
+    bands = available_bands(rows["path"].iloc[0]) if there else ()
+    return write_segmentation_report(
+        path,
+        title="Ordered risk classes, out of fold",
+        outputs=outputs_of(judgement["honest"]),
+        rows=rows,
+        members=members,
+        judgement=judgement,
+        beside=beside,
+        read_picture=(lambda row: source.read_tile(row["path"], bands)) if there else None,
+        read_target=target_reader({member["name"]: member["oof"] for member in members}),
+        bands=bands,
+        settings=settings,
+        gates=check_gates(judgement["metrics"], GATES[settings.get("gates") or "production"]),
+        logistic=getattr(beside, "logistic", None),  # without --baselines nothing stands beside
+        findings=check_rows(rows) if there and "label" in rows else None,
+    )
+
+
+def score_hidden(frame: pd.DataFrame, data: Path, *, source: Source, outputs: tuple[str, ...]) -> list[str]:
+    """How the masks and the susceptibility of a demo set's test tiles compare with its hidden labels, and the gates."""
+    hidden = {path.stem: path for path in (Path(data) / "hidden" / "labels").glob("*.tif")}
+    if not hidden:
+        return []
+    known, classes = {str(k): k for k in range(len(outputs))}, len(outputs)
+    counts, hist = 0, 0
+    for name, mask, path in zip(frame["id"], frame["mask"], prob_paths("the set", frame), strict=True):
+        target = source.read_label(str(hidden[name]), known)
+        valid = read_beside(path, "valid") & (target != IGNORED)
+        counts = counts + confusion(target, mask, valid, classes)
+        hist = hist + value_histogram(susceptibility(read_probs(path), axis=0), target, valid, classes=classes)
+    table = class_table(counts, outputs).set_index("class")
+    reached = (cohens_kappa(counts), table["precision"]["medium"], table["recall"]["high"], spearman(hist))
+    scores = dict(zip(NAMES, reached, strict=True))
+    lines = say_gates(check_gates(scores, GATES["production"]), "production")
+    return [f"hidden truth of {len(frame)} test tiles:", *lines]

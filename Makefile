@@ -10,13 +10,18 @@ OUT := demo/$(TASK)
 MEMBERS_biomass := net ridge
 MEMBERS_glacier := net
 MEMBERS_rts := net
+MEMBERS_landslide := net
 MEMBERS := $(MEMBERS_$(TASK))
 ARGS_ridge := --head ridge
 TTA_biomass_net := --tta hflip vflip swap
 TTA_glacier_net := --tta hflip vflip rot90
+TTA_landslide_net := --tta hflip vflip rot90
 # what a task's demo does beside: one look at the test rows (one view, as thresholds were fitted), a map of a scene
 FINAL_rts := --final-test $(OUT)/net --again
 SCENE_rts := --scene demo/scenes --truth demo/hidden/scene_truth.tif
+SCENE_landslide := --scene demo/scenes --truth demo/hidden/area.tif
+FOLDS_landslide := --folds 3
+GATES_landslide := --gates production
 
 .PHONY: install demo demo-shuffled test soak bench clean
 
@@ -32,10 +37,10 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 # the whole way on a set that the project draws itself: folds, models, their blend, test predictions, report; a map of
 # the model before goes, since none is ever replaced
 demo: install
-	$(PY) make_folds.py --task $(TASK) --data demo
+	$(PY) make_folds.py --task $(TASK) --data demo $(FOLDS_$(TASK)) --force
 	$(foreach m,$(MEMBERS),$(PY) train.py --task $(TASK) --data demo --run $(RUN)-$(m) $(ARGS_$(m)) --force &&) true
 	$(foreach m,$(MEMBERS),$(PY) infer.py --runs $(RUN)-$(m) --data demo $(TTA_$(TASK)_$(m)) --out $(OUT)/$(m) &&) true
-	$(PY) ensemble.py --runs $(addprefix $(RUN)-,$(MEMBERS)) --data demo --save-blend $(OUT)/blend.json --out $(OUT)
+	$(PY) ensemble.py --runs $(addprefix $(RUN)-,$(MEMBERS)) --data demo --save-blend $(OUT)/blend.json --out $(OUT) $(GATES_$(TASK))
 	$(PY) ensemble.py --preds $(addprefix $(OUT)/,$(MEMBERS)) --data demo --blend $(OUT)/blend.json --out $(OUT)
 	$(if $(FINAL_$(TASK)),$(PY) ensemble.py --runs $(RUN)-net --data demo $(FINAL_$(TASK)) --out $(OUT))
 	$(if $(SCENE_$(TASK)),rm -rf $(OUT)/map)

@@ -55,14 +55,18 @@ DEFAULTS = {
 DEMO_DEFAULTS = {
     "encoder": "tu-test_byobnet",
     "decoder": [64, 48, 32, 24, 16],
+    "spatial_attention": "none",
+    "head": "softmax",
+    "ordinal_smoothing": 0.0,
+    "loss": ["cross-entropy=.5", "dice=.5"],
     "crop": 128,
     "crops_per_epoch": 120,
-    "batch_size": 6,
-    "epochs": 14,
-    "lr": 3e-3,
+    "batch_size": 8,
+    "epochs": 18,
+    "lr": 5e-3,
     "ema_decay": 0.97,
     "workers": 0,
-    "samples_every": 14,
+    "samples_every": 18,
 }
 
 

@@ -158,8 +158,22 @@ def study_data(rows, test, fold, settings: dict, **studies) -> list[str]:
     return study_tiles(both, side, both["id"], partial(files.read_tile, bands=bands), bands, **studies)
 
 
+def list_tiles(data: Path, ids: pd.Series) -> pd.DataFrame:
+    """id and path of the tiles of a folder, these ids among them; InputError for one that it has not.
+
+    Tiles with labels may be named after their split, see read_rows.
+    """
+    tiles, ids = files.list_tiles(data), set(ids)
+    if not ids <= set(tiles["id"]):
+        tiles = files.read_rows(data, require_labels=False)[["id", "path"]]
+    if lacking := sorted(ids - set(tiles["id"])):
+        raise InputError(f"{data}: has no tile {lacking[0]} ({len(lacking)} of {len(ids)}); give --data with the folder "
+                         "that was predicted")  # fmt: skip
+    return tiles
+
+
 def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
-    tiles = files.list_tiles(data)
+    tiles = list_tiles(data, frame["id"])
     return write_tiles(frame, data, folder, read_test=lambda _: tiles[tiles["id"].isin(frame["id"])])
 
 
@@ -220,7 +234,7 @@ TASK = make_segmentation_task(
     score=partial(ordered.score, outputs_of=files.outputs_of),
     say_epoch=ordered.say_epoch,
     fit_post=partial(ordered.fit_post, source=SOURCE, outputs_of=files.outputs_of),
-    apply_post=partial(ordered.apply_post, source=SOURCE, values=VALUES, list_tiles=files.list_tiles),
+    apply_post=partial(ordered.apply_post, source=SOURCE, values=VALUES, list_tiles=list_tiles),
     write=write,
     blends=("mean", *sorted(set(BLENDS) - {"mean"})),
     judge=partial(ordered.judge, source=SOURCE, outputs_of=files.outputs_of),

@@ -96,6 +96,8 @@ def add_post(parser) -> None:
 def crf_of(settings: dict) -> Crf | None:
     """The dense CRF that the options ask for; InputError for an option that says how, without --crf."""
     given = {field: settings[option] for field, option in CRF_OPTIONS.items()}
+    if settings["crf"] and settings["crf_iterations"] < 0:
+        raise InputError(f"--crf-iterations {settings['crf_iterations']}: give a number of at least 0")
     if settings["crf"]:
         return Crf(**given)
     changed = [CRF_OPTIONS[field] for field in given if given[field] != getattr(Crf, field)]
@@ -196,7 +198,7 @@ def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict
     """The masks as they are handed in: columns "mask", uint8 (H,W) of classes, and "values", the raw value of each."""
     masks, raw, of_tile = [], [], None
     if crf_of(settings):
-        tiles = list_tiles(settings["data"])
+        tiles = list_tiles(settings["data"], frame["id"])
         of_tile = refiner(dict(zip(tiles["id"], tiles["path"], strict=True)), post, settings, source)
     for name, path in zip(frame["id"], prob_paths("the set", frame), strict=True):
         prob, valid = read_probs(path), read_beside(path, "valid")
@@ -258,6 +260,12 @@ def baselines(rows, facts: dict, settings: dict, *, source: Source, outputs_of: 
     scores = {"constant": constant_score(known, **readers, classes=classes, metric=KAPPA)}
     found = logistic_judgement(known, **readers, classes=classes, outputs=outputs_of(known))
     scores["logistic"] = found["metrics"]["kappa"]
+    if classes > 2:
+        table = check_gates(found["metrics"], GATES["production"])
+        missed = ", ".join(f"{gate} {reached:.3f}" for gate, _, reached, passed in table.to_numpy() if not passed)
+        print(
+            f"logistic regression on pixels, argmax: {f'misses {missed}' if missed else 'meets every gate'} (production)"
+        )
     beside = Beside(scores | ({"reachable": facts["best"]} if "best" in facts else {}))
     beside.logistic = found
     return beside

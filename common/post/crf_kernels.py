@@ -68,30 +68,31 @@ def _advance(channels, corners, corners2, softmax):
             norm, norm2 = norms[p], norms2[p]
             for c in range(channels):
                 prob[c] = unary[p, c]
-                if norm > 0:
-                    total = np.float32(0)
-                    for j in range(corners):
-                        total += weights[p, j] * copies[slots[p, j], c]
-                    prob[c] += weight * norm * total
-                if norm2 > 0:
-                    total = np.float32(0)
-                    for j in range(corners2):
-                        total += weights2[p, j] * copies2[slots2[p, j], c]
-                    prob[c] += weight2 * norm2 * total
+            if norm > 0:
+                for j in range(corners):
+                    share, slot = weight * norm * weights[p, j], slots[p, j]
+                    for c in range(channels):
+                        prob[c] += share * copies[slot, c]
+            if norm2 > 0:
+                for j in range(corners2):
+                    share, slot = weight2 * norm2 * weights2[p, j], slots2[p, j]
+                    for c in range(channels):
+                        prob[c] += share * copies2[slot, c]
             softmax(prob)
             for c in range(channels + 1):
                 if final:
                     result[c, p] = prob[c]
                 else:
                     prob[c] -= prob[channels]
-            for c in range(0 if final else channels):
-                if norm > 0:
-                    value = norm * prob[c]
-                    for j in range(corners):
-                        sums[slots[p, j], c] += weights[p, j] * value
-                if norm2 > 0:
-                    value = norm2 * prob[c]
-                    for j in range(corners2):
-                        sums2[slots2[p, j], c] += weights2[p, j] * value
+            if norm > 0 and not final:
+                for j in range(corners):
+                    share, slot = norm * weights[p, j], slots[p, j]
+                    for c in range(channels):
+                        sums[slot, c] += share * prob[c]
+            if norm2 > 0 and not final:
+                for j in range(corners2):
+                    share, slot = norm2 * weights2[p, j], slots2[p, j]
+                    for c in range(channels):
+                        sums2[slot, c] += share * prob[c]
 
     return advance

@@ -19,10 +19,9 @@ from common.post.crf import Crf, guide_of, refine, refine_large
 from common.post.susceptibility import BREAKS, calibrated, susceptibility_classes
 from common.post.thresholds import over_thresholds
 from common.tasks import scene_jobs
-from common.tasks.ordered import CRF_OPTIONS, crf_of, guide_bands
+from common.tasks.ordered import CRF_OPTIONS, crf_of, guide_bands, thresholds_of
 from common.tasks.ordered_truth import say_truth
 from common.tasks.scene_jobs import LOOK, MapKind, add_window_options, grid_of, map_tags
-from common.tasks.segmentation_post import chosen_thresholds
 
 # settings that change a map, beside the models
 DECIDING = (*LOOK, "thresholds", "crf", "crf_bands", *CRF_OPTIONS.values(), "susceptibility", "breaks")
@@ -37,15 +36,15 @@ def add_map_options(parser) -> None:
     """Options of infer.py --scene."""
     scene = parser.add_argument_group("scenes")
     add_window_options(scene, window=1024, overlap=0.25)
-    scene.add_argument("--breaks", type=float, nargs="+", default=list(BREAKS), metavar="S",
-                       help="susceptibility from which on the next step is reached")  # fmt: skip
+    scene.add_argument("--breaks", type=float, nargs=2, default=list(BREAKS), metavar="S",
+                       help="susceptibility from which on the second and the third step are reached")  # fmt: skip
     scene.add_argument("--truth", type=Path, metavar="FILE", help="raster of the classes, with the values of the "
                        "labels, that the map of the one scene is scored by")  # fmt: skip
 
 
 def check_settings(settings: dict, *, classes: int, post: dict | None) -> None:
     """InputError for numbers that make no sense, what was not fitted, and options that say nothing about scenes."""
-    chosen_thresholds(settings, post, classes)
+    thresholds_of(settings, post, classes)
     crf_of(settings)
     even = np.full((classes, 1), 1 / classes, np.float32)
     susceptibility_classes(calibrated(even, post, settings["susceptibility"]), settings["breaks"])
@@ -147,7 +146,7 @@ def class_strips(scene: WholeScene, predicted: Callable, settings: dict, post: d
 
     def scaled(*rows: int) -> Iterator:
         for y, prob, valid in predicted(*rows):
-            yield y, over_thresholds(prob, chosen_thresholds(settings, post, len(prob))), valid
+            yield y, over_thresholds(prob, thresholds_of(settings, post, len(prob))), valid
 
     def largest(strips: Iterator) -> Iterator:
         for y, prob, valid in strips:
@@ -168,9 +167,9 @@ def map_files(stem: str) -> list[str]:
     return [f"{stem}{kind}.tif" for kind in ("_class", "_susceptibility", "_susceptibility_class")]
 
 
-def colour_table(names) -> dict[int, tuple]:
-    shades = class_colours(names).values()
-    return {k: (*rgb(shade), 255) for k, shade in enumerate(shades)} | {NODATA: (0, 0, 0, 0)}
+def colour_table(classes: int) -> dict[int, tuple]:
+    """{class: (red, green, blue, alpha)}, the colours that the pictures have; nothing is transparent but no data."""
+    return {k: (*rgb(shade), 255) for k, shade in class_colours(range(classes)).items()} | {NODATA: (0, 0, 0, 0)}
 
 
 def drawn(strips: Iterator, picture: ClassPicture, finish: Callable) -> Iterator:
@@ -197,13 +196,12 @@ def write_map(scene: WholeScene, target: Path, predicted: Callable, spec: dict, 
     tags = map_tags(scene, spec, settings, made_with)
     tags |= {"susceptibility": settings["susceptibility"], "breaks": " ".join(map(str, settings["breaks"]))}
     write_raster(values_file, values, names=["susceptibility"], tags=tags, **grid)
-    named = outputs if len(outputs) == len(settings["breaks"]) + 1 else [*map(str, range(len(settings["breaks"]) + 1))]
     write_raster(steps_file, steps, names=["susceptibility class"], tags=tags, nodata=NODATA,
-                 colours=colour_table(named), **grid)  # fmt: skip
+                 colours=colour_table(len(settings["breaks"]) + 1), **grid)  # fmt: skip
     with class_strips(scene, predicted, settings, post) as strips:
         seen = lambda: drawn(strips(), picture, lambda: draw_classes(view, picture, image))  # noqa: E731
         write_raster(target, seen, names=["class"], tags=tags | {"classes": " ".join(outputs)}, nodata=NODATA,
-                     colours=colour_table(outputs), **grid)  # fmt: skip
+                     colours=colour_table(len(outputs)), **grid)  # fmt: skip
     pixels = picture.counts.sum(axis=(1, 2), dtype=np.int64)
     shares = ", ".join(f"{name} {n / max(pixels.sum(), 1):.1%}" for name, n in zip(outputs, pixels, strict=True))
     beside = ", ".join(path.name for path in (values_file, steps_file, image))
@@ -214,6 +212,9 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path) -> b
     """scene_jobs.map_scenes of ordered classes: per scene <stem>_class.tif (uint8, NODATA where there is none),
     <stem>_susceptibility.tif (float32 0..1, NaN), <stem>_susceptibility_class.tif (uint8, steps at --breaks) and a
     picture <stem>.jpg, in <folder>/scenes. Susceptibility is of the probabilities before thresholds and CRF."""
+    if relative := models[0][1]["scaling"].get("relative"):
+        print(f"{', '.join(relative)}: relative to the mean of a window, which of tiles was that of the tile; best is a "
+              "--window of their side")  # fmt: skip
     kind = MapKind(
         deciding=DECIDING,
         names=map_files,

@@ -60,6 +60,7 @@ class Standardised(torch.nn.Module):
         super().__init__()
         self.model, self.same = model, (own["mean"], own["std"]) == (first["mean"], first["std"])
         self.head = model.head  # says what the outputs mean
+        self.train(model.training)
         mean, std, its_mean, its_std = (
             torch.tensor(spec[name], dtype=torch.float64)[:, None, None]
             for spec in (first, own)

@@ -84,6 +84,7 @@ def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> p
     counts = np.array([class_counts(path, label, bands, known)
                        for path, label in zip(rows["path"], rows["label"], strict=True)])  # fmt: skip
     if not counts.any():
+        check_bands(rows, bands)
         raise InputError(
             f"{rows['label'].iloc[0]} and the other labels: no labelled pixel has data in all of {', '.join(bands[:4])}"
             f"{' …' if len(bands) > 4 else ''}; leave out bands without data, or correct the files"

@@ -121,6 +121,9 @@ def mean_sets(sets: dict[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
     mean, counted = frames[0].copy(), "n_0_0" in frames[0]
     for row, name in zip(range(len(mean)), mean["id"], strict=True):
         maps = [read_probs(by_id[name]) for by_id in paths.values()]
+        if len({one.shape for one in maps}) > 1:
+            shapes = ", ".join(f"{run} {'x'.join(map(str, one.shape))}" for run, one in zip(paths, maps, strict=True))
+            raise InputError(f"{name}: its maps are of other classes or sizes ({shapes}); average runs of one data set")
         beside = {key: read_beside(paths[first][name], key) for key in ("valid", *(["target"] if counted else []))}
         as_logit = holds_logit(paths[first][name])
         write_probs(Path(folder) / f"{name}.npz", np.mean(maps, axis=0), as_logit=as_logit, **beside)

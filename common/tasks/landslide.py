@@ -121,7 +121,9 @@ def make_spec(rows: pd.DataFrame, settings: dict, *, family) -> dict:
     """The family's, of the bands asked for or all that the tiles have; none of them may be constant or all no data."""
     bands = settings["bands"] or available_bands(rows["path"].iloc[0])
     files.check_bands(rows, bands)
-    texture = settings["texture_band"] if settings["texture_band"] in bands else bands[0]
+    texture = settings["texture_band"]
+    if texture == TASK.bands[0] and texture not in bands:  # the default, of tiles that have no such band
+        texture = bands[0]
     return family(rows, settings | {"bands": bands, "texture_band": texture})
 
 
@@ -154,7 +156,8 @@ def cut(settings: dict, inside: Callable) -> None:
 
 def study_data(rows, test, fold, settings: dict, **studies) -> list[str]:
     both = pd.concat([rows[["id", "path"]], test], ignore_index=True)
-    side, bands = np.concatenate([np.asarray(fold), np.full(len(test), TEST)]), available_bands(both["path"].iloc[0])
+    side = np.concatenate([np.asarray(fold), np.full(len(test), TEST)])
+    bands = settings["bands"] or available_bands(both["path"].iloc[0])
     return study_tiles(both, side, both["id"], partial(files.read_tile, bands=bands), bands, **studies)
 
 
@@ -167,8 +170,8 @@ def list_tiles(data: Path, ids: pd.Series) -> pd.DataFrame:
     if not ids <= set(tiles["id"]):
         tiles = files.read_rows(data, require_labels=False)[["id", "path"]]
     if lacking := sorted(ids - set(tiles["id"])):
-        raise InputError(f"{data}: has no tile {lacking[0]} ({len(lacking)} of {len(ids)}); give --data with the folder "
-                         "that was predicted")  # fmt: skip
+        raise InputError(f"{data}: has no tile {lacking[0]} ({len(lacking)} of {len(ids)}); give --data with the "
+                         "folder that was predicted")  # fmt: skip
     return tiles
 
 
@@ -178,7 +181,7 @@ def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
 
 
 def add_arguments(parser, script: str) -> None:
-    if script == "train":
+    if script in ("folds", "train"):
         own = parser.add_argument_group("bands")
         own.add_argument("--bands", nargs="+", default=[], metavar="BAND", help="by name (default: all of the tiles)")
     if script == "folds":

@@ -57,8 +57,8 @@ def chosen_thresholds(settings: dict, post: dict | None, classes: int) -> list[f
         return checked_thresholds(post["thresholds"], classes)
     try:
         return checked_thresholds([float(word) for word in words], classes)
-    except ValueError:
-        raise InputError(f"--thresholds {' '.join(words)}: give fitted, argmax or {classes} numbers") from None
+    except (ValueError, InputError):
+        raise InputError(f"--thresholds {' '.join(words)}: give fitted, argmax or {classes} numbers above 0") from None
 
 
 def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = None, *, outputs_of: Callable) -> dict:

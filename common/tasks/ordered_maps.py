@@ -213,7 +213,7 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path) -> b
     <stem>_susceptibility.tif (float32 0..1, NaN), <stem>_susceptibility_class.tif (uint8, steps at --breaks) and a
     picture <stem>.jpg, in <folder>/scenes. Susceptibility is of the probabilities before thresholds and CRF."""
     if relative := models[0][1]["scaling"].get("relative"):
-        print(f"{', '.join(relative)}: relative to the mean of a window, which of tiles was that of the tile; best is a "
+        print(f"{', '.join(relative)}: relative to the mean of a window, in training to that of a tile; best is a "
               "--window of their side")  # fmt: skip
     kind = MapKind(
         deciding=DECIDING,

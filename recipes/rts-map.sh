@@ -9,7 +9,7 @@ shift 2
 python make_folds.py --task rts --data "$data" --duplicates
 begun=$(ls runs/rts/fold*/last.pt 2>/dev/null || true)
 python train.py --config "${RECIPE:-recipes/rts-baseline.yaml}" --data "$data" --run rts "$@" ${begun:+--resume}
-python ensemble.py --runs rts --gates production --out out/rts || [ $? -eq 4 ]  # missed gates are told, not fatal
+python ensemble.py --runs rts --gates production --out out/rts || [ $? -eq 1 ]  # missed gates are told, not fatal
 python ensemble.py --runs rts --calibrate
 # one view, as the out-of-fold predictions that the calibration was fitted on
 python infer.py --runs rts --out preds/rts

@@ -32,6 +32,7 @@ python - <<'END'
 import pandas as pd
 
 table = pd.read_csv("out/rts-matrix/compare.csv")
+table = table[~table["run"].str.contains(", mean of ")]
 cell = table.pop("run").str.replace(r"^rts-matrix-|-s\d+$", "", regex=True).rename("cell")
 found = table.groupby(cell).agg(["mean", "std"]).round(4)
 found.columns = [name if what == "mean" else f"{name}_spread" for name, what in found.columns]

@@ -19,7 +19,7 @@ import train
 from common.engine import runs
 from common.errors import InputError
 from common.session import pick_task
-from common.settings import parse_settings, plain_settings, read_config
+from common.settings import check_expected, parse_settings, plain_settings, read_config
 from common.tasks import TASKS
 
 ROOT = Path(train.__file__).parent
@@ -143,12 +143,79 @@ def understood(command: list[str], default: str | None = None) -> dict:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.sh")), ids=lambda path: path.stem)
 def test_every_command_of_a_recipe_is_understood(recipe, tmp_path, monkeypatch):
-    words = ["data"] if "baseline" in recipe.stem or "blend" in recipe.stem or "matrix" in recipe.stem else ["a", "b"]
+    alone = ("baseline", "blend", "matrix", "versions")
+    words = ["a", "b", "c"] if recipe.stem == "landslide-maps" else ["a", "b"]
+    words = ["data"] if any(name in recipe.stem for name in alone) else words
     commands = commands_of(recipe, tmp_path, *words, SEEDS="1 2", CELLS="baseline ratio-20 rts-ndvi")
     monkeypatch.chdir(ROOT)
     for command in commands:
         understood(command)
     assert {command[0] for command in commands} >= {"train.py", "ensemble.py"}
+
+
+def versions_of(folder: Path, *words, **environment) -> tuple[dict[str, dict], list[list[str]]]:
+    """({run: its settings}, all commands) of the recipe that trains V1 to V2.5."""
+    commands = commands_of(RECIPES / "landslide-versions.sh", folder, "data", *words, **environment)
+    trained = [command for command in commands if command[0] == "train.py"]
+    return {command[command.index("--run") + 1]: understood(command) for command in trained}, commands
+
+
+def test_the_versions_differ_in_what_they_are_named_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found, commands = versions_of(tmp_path, "small", "--epochs", "3", ABLATION_SEEDS="42")
+    assert [name for name in found if name.endswith("-s123")] == ["v1-s123", "v2-s123", "v2.5-s123"]
+    assert commands[-1][commands[-1].index("--runs") + 1 :][: len(found)] == list(found) and len(found) == 12
+    assert "--crf" in commands[-1] and "--compare" in commands[-1]
+    assert {one["crop"] for one in found.values()} == {96} and {one["epochs"] for one in found.values()} == {3}
+    names = {"run", "seed"}
+    full = found["v2.5-s42"]
+    without = {"resnet50": {"encoder"}, "no-attention": {"spatial_attention"}, "no-smote": {"smote"}}
+    for name, what in without.items():
+        assert differing(found[f"v2.5-{name}-s42"], full).keys() == what | {"run"}, name
+    assert differing(found["v2.5-s456"], full).keys() == names
+    assert differing(found["v2-s42"], found["v1-s42"]).keys() - {"run"} == {
+        "head", "ordinal_smoothing", "oversample_target", "oversample_class"}  # fmt: skip
+    assert differing(full, found["v2-s42"]).keys() - {"run"} == {
+        "encoder", "spatial_attention", "smote", "oversample_target"}  # fmt: skip
+
+
+def test_stopped_versions_go_on(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "v2-s1" / "fold0").mkdir(parents=True)
+    (tmp_path / "runs" / "v2-s1" / "fold0" / "last.pt").touch()
+    monkeypatch.chdir(ROOT)
+    _, commands = versions_of(tmp_path, SEEDS="1", ABLATION_SEEDS="1")
+    assert [command[command.index("--run") + 1] for command in commands if "--resume" in command] == ["v2-s1"]
+    assert "--folds" not in commands[0] and not any("--crop" in command for command in commands)
+
+
+V25 = ["encoder=efficientnet-b4", "spatial_attention=head", "head=coral", "ordinal_weight=.3", "ordinal_smoothing=.2",
+       "loss=focal=.7 dice=.3", "focal_gamma=2.5", "focal_alpha=[.4, 2.5, 2]", "oversample_target=.075", "smote=True",
+       "smote_k=5", "smote_mode=windows"]  # fmt: skip
+
+
+def test_v2_5_is_what_was_specified():
+    settings = settle("--config", RECIPES / "landslide-v2.5.yaml")
+    check_expected(settings, V25)
+    for key, value in {"smote": False, "encoder": "resnet50", "focal_alpha": [1.0, 2.5, 2.0], "smote_k": 4}.items():
+        with pytest.raises(InputError, match=f"{key} is "):
+            check_expected(settings | {key: value}, V25)
+    text = (ROOT / "README.md").read_text()
+    assert "landslide" not in text or all(item in text for item in V25)
+
+
+def test_rasters_become_tiles_once(tmp_path):
+    commands = commands_of(RECIPES / "landslide-maps.sh", tmp_path, "out", "dem.tif", "labels.tif", "--epochs", "2",
+                           IMAGE="a.tif b.tif", AOI="aoi.gpkg")  # fmt: skip
+    assert [command[0] for command in commands] == ["make_folds.py", "train.py", "ensemble.py", "infer.py"]
+    cut = commands[0]
+    assert cut[cut.index("--raster") + 1 :][:2] == ["a.tif", "b.tif"] and cut[cut.index("--aoi") + 1] == "aoi.gpkg"
+    assert "--land-cover" not in cut and commands[1][-2:] == ["--epochs", "2"]
+    assert commands[2][commands[2].index("--gates") + 1] == "production" and "--crf" in commands[3]
+    again = tmp_path / "again"
+    (again / "out").mkdir(parents=True)
+    (again / "out" / "folds.csv").touch()
+    commands = commands_of(RECIPES / "landslide-maps.sh", again, "out", "dem.tif", "labels.tif")
+    assert commands[0][0] == "train.py"
 
 
 def test_the_matrix_trains_every_cell_over_its_seeds_and_compares(tmp_path):

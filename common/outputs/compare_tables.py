@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 SEED = "seed"
+OFF = (None, False, 0, "none", [])
 FEW = 2  # settings that may differ between two recipes whose difference is laid to them
 
 
@@ -81,7 +82,8 @@ def recipe_table(table: pd.DataFrame, recipes: Sequence[Recipe], metrics: Sequen
             lines.append(line | {f"{name} spread": wide[name] for name in metrics})
             together = f"{mean_name(recipe)}{variant}"
             if together in by_name.index:
-                lines.append({"recipe": together, "seeds": 1} | by_name.loc[together, list(metrics)].to_dict())
+                line = {"recipe": together, "seeds": len(recipe.runs)}
+                lines.append(line | by_name.loc[together, list(metrics)].astype(float).to_dict())
     return pd.DataFrame(lines)
 
 
@@ -97,28 +99,47 @@ def said(value) -> str:
 
 
 def change_of(first: Recipe, other: Recipe) -> dict[str, str]:
-    """{setting: "from -> to"} of what differs."""
-    return {key: f"{said(first.settings.get(key))} -> {said(other.settings.get(key))}"
+    """{setting: what it is -> what it becomes, in words} of what differs."""
+    return {key: f"{said(first.settings.get(key))} \N{RIGHTWARDS ARROW} {said(other.settings.get(key))}"
             for key in differing([first, other])}  # fmt: skip
 
 
+def without_first(one: Recipe, other: Recipe, recipes: Sequence[Recipe]) -> tuple[Recipe, Recipe]:
+    """The two in the order in which an ingredient is added: what is off comes before what is on, else the value that
+    an earlier recipe has (by the first setting in which they differ)."""
+    key = differing([one, other])[0]
+    values = [recipe.settings.get(key) for recipe in recipes]
+    place = {id(recipe): (recipe.settings.get(key) not in OFF, values.index(recipe.settings.get(key)))
+             for recipe in (one, other)}  # fmt: skip
+    return (one, other) if place[id(one)] < place[id(other)] else (other, one)
+
+
+def alone(one: Recipe, other: Recipe, recipes: Sequence[Recipe]) -> bool:
+    """Whether the two differ in at most FEW settings and no third recipe, by a part of these, tells them apart."""
+    change = set(differing([one, other]))
+    between = (set(differing([third, end])) for third in recipes for end in (one, other) if third is not end)
+    return 0 < len(change) <= FEW and not any(part < change for part in between if part)
+
+
 def ingredient_table(table: pd.DataFrame, recipes: Sequence[Recipe], metrics: Sequence[str]) -> pd.DataFrame:
-    """What one ingredient gave: a line per pair of recipes that differ in at most FEW settings, and per variant of one
-    recipe against itself without: from, to, change, seeds, <metric> (mean difference of the seeds that both have) and
-    <metric> spread of these differences."""
-    lines = []
+    """What one ingredient gave: a line per pair of recipes that are `alone`, and per variant of one recipe against
+    itself without: from, to, change, seeds, <metric> (mean difference of the seeds that both have) and <metric> spread
+    of these differences. Seeds are 0 where the two have none in common: then the means are compared."""
+    pairs = []
     for at, first in enumerate(recipes):
-        variants = variants_of(table, list(first.runs.values()))
-        pairs = [(first, variant, variant.removeprefix(" + ")) for variant in variants if variant]
-        for other in recipes[at + 1 :]:
-            change = change_of(first, other)
-            if 0 < len(change) <= FEW:
-                pairs.append((other, "", "; ".join(f"{key} {how}" for key, how in change.items())))
-        for other, variant, how in pairs:
-            before, after = scores_of(table, first, "", metrics), scores_of(table, other, variant, metrics)
-            both = [seed for seed in before.index if seed in after.index]
-            gain = after.loc[both] - before.loc[both] if both else (after.mean() - before.mean()).to_frame().T
-            line = {"from": first.name, "to": f"{other.name}{variant}", "change": how, "seeds": len(both)}
-            mean, wide = gain.mean(), spread(gain)
-            lines.append(line | mean.to_dict() | {f"{name} spread": wide[name] for name in metrics})
+        for second in (other for other in recipes[at + 1 :] if alone(first, other, recipes)):
+            one, other = without_first(first, second, recipes)
+            change = change_of(one, other)
+            pairs.append((one, other, "", "; ".join(f"{key} {how}" for key, how in change.items())))
+    for recipe in recipes:
+        variants = variants_of(table, list(recipe.runs.values()))
+        pairs += [(recipe, recipe, variant, variant.removeprefix(" + ")) for variant in variants if variant]
+    lines = []
+    for one, other, variant, change in pairs:
+        before, after = scores_of(table, one, "", metrics), scores_of(table, other, variant, metrics)
+        both = [seed for seed in before.index if seed in after.index]
+        gain = after.loc[both] - before.loc[both] if both else (after.mean() - before.mean()).to_frame().T
+        line = {"from": one.name, "to": f"{other.name}{variant}", "change": change, "seeds": len(both)}
+        mean, wide = gain.mean(), spread(gain)
+        lines.append(line | mean.to_dict() | {f"{name} spread": wide[name] for name in metrics})
     return pd.DataFrame(lines)

@@ -86,7 +86,8 @@ def findings_list(texts: list[str]) -> str:
 def column(key: str, label: str | None = None, kind: str = "number", digits: int = 3, signed: bool = False) -> dict:
     """A column of `table`: the key in each record, its heading, and how to print it.
 
-    kind: "number", "text" (may wrap), "name" (row heading) or "bar" (value as a bar from zero, see `table`).
+    kind: "number", "value" (text that stands where numbers do), "text" (may wrap), "name" (row heading) or "bar" (value
+    as a bar from zero, see `table`).
     """
     return {"key": key, "label": key if label is None else label, "kind": kind, "digits": digits, "signed": signed}
 
@@ -128,7 +129,7 @@ def frame_table(frame, *, digits: int = 3, signed=(), caption: str = "", why: st
 
 
 def side(c: dict) -> str:
-    return "n" if c["kind"] == "number" else ""
+    return "n" if c["kind"] in ("number", "value") else ""
 
 
 def cell(c: dict, value, span) -> str:
@@ -140,7 +141,7 @@ def cell(c: dict, value, span) -> str:
         inner = escape(number(value, c["digits"], signed=c["signed"]) if c["kind"] == "number" else str(value))
     if c["kind"] == "name":
         return f'<th scope="row"><span>{breakable(inner)}</span></th>'
-    return f"<td{css_class('n' if c['kind'] == 'number' else 'text')}>{inner}</td>"
+    return f"<td{css_class(side(c) or 'text')}>{inner}</td>"
 
 
 def breakable(html: str) -> str:

@@ -140,3 +140,33 @@ def slumps_empty(slumps_home, tmp_path) -> Path:
 @pytest.fixture
 def landslide_data() -> Path:
     return real_data("landslide")
+
+
+@pytest.fixture(scope="session")
+def hills_home(tmp_path_factory) -> Path:
+    """A working folder: data/ with 45 small overlapping tiles of ordered classes in two folds of blocks, and runs/one
+    and runs/two trained on both.
+
+    To be read only; a test that writes takes `hills_copy`.
+    """
+    import tiny_landslide
+
+    home = tmp_path_factory.mktemp("hills")
+    tiny_landslide.make_hills(home / "data")
+    tiny_landslide.call(home, "make_folds", "--task", "landslide", "--data", "data", "--folds", "2")
+    for run, seed in (("one", "42"), ("two", "7")):
+        tiny_landslide.train(home, "--seed", seed, *tiny_landslide.LEARNING, run=run)
+    return home
+
+
+@pytest.fixture
+def hills_copy(hills_home, tmp_path) -> Path:
+    """The working folder of `hills_home` for one test to change."""
+    return shutil.copytree(hills_home, tmp_path / "home")
+
+
+@pytest.fixture
+def hills_empty(hills_home, tmp_path) -> Path:
+    """A working folder with the same data/ and folds, and no run."""
+    shutil.copytree(hills_home / "data", tmp_path / "home" / "data")
+    return tmp_path / "home"

@@ -193,7 +193,7 @@ def test_out_of_fold_predictions_are_given_back(tiles_copy, capsys):
 def test_comparison_gates_and_post_again(tiles_copy, monkeypatch, capsys):
     home, run = tiles_copy, tiles_copy / "runs" / "one"
     call(home, "ensemble", "--runs", "one", "two", "--compare")
-    assert list(pd.read_csv(home / "out" / "compare.csv")["set"]) == ["one", "two"]
+    assert list(pd.read_csv(home / "out" / "compare.csv")["set"]) == ["one", "two", "one, mean of 2 seeds"]
     post = (run / "post.json").read_text()
     (run / "post.json").unlink()
     call(home, "ensemble", "--runs", "one", "--fit-post")
@@ -432,6 +432,8 @@ STEP = {
     ("--attention", "scse"): (),
     ("--attention", "cse"): ("--attention", "scse"),
     ("--stem", "full"): (),
+    ("--spatial-attention", "head"): (),
+    ("--spatial-attention", "bottleneck"): (),
     ("--dropout", ".5"): (),
     ("--loss", "focal"): (),
     ("--loss", "dice=.5", "mcc=.5"): (),

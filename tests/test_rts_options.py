@@ -41,6 +41,7 @@ STEP = {
     ("--loss", "dice", "--no-foreground"): ("--loss", "dice"),
     (*ALL, "--fusion", "late"): ALL,
     ("--sampler", "uniform"): (),
+    ("--spatial-attention", "head"): (),
     ("--augment", "colour-jitter=1"): ("--augment",),
     ("--augment", "elastic-fine=1"): ("--augment",),
     ("--augment", "shift-scale-rotate=1"): ("--augment",),

@@ -91,7 +91,7 @@ def test_spoilt_data(hills_empty, capsys, what):
     assert not list(hills_empty.glob("runs/*/fold*/*.pt"))
 
 
-# of one band of all tiles -> words of the line of train.py, which is not refused without that band
+# of one band of all tiles -> words of the line of train.py
 BANDS = {
     "constant": (in_band(3, 5.0), ("band soil", "5", "every pixel", "--bands")),
     "without data by its tag": (in_band(0, TAG), ("band elevation", "no data", "--bands")),
@@ -105,6 +105,11 @@ def test_bands_that_say_nothing(hills_empty, capsys, what):
     spoil, names = BANDS[what]
     spoil(hills_empty / "data")
     fails(capsys, hills_empty, "train", *tiny_landslide.QUICK, "--fold", "0", names=names)
+
+
+def test_a_band_that_says_nothing_is_left_out(hills_empty):
+    """As the line says, in the folds and in training."""
+    in_band(3, tiny_landslide.SENTINEL)(hills_empty / "data")
     without = ("--data", "data", "--bands", "slope")
     tiny_landslide.call(hills_empty, "make_folds", *TASK, *without, "--folds", "2", "--out", "slope.csv")
     words = ("--folds", "slope.csv", "--fold", "0", "--check", *tiny_landslide.QUICK)

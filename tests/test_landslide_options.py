@@ -254,6 +254,8 @@ def test_shuffled_labels_and_their_shares(hills_home, capsys):
 
 # predictions
 
+ARGMAX = ("--thresholds", "argmax")
+
 
 @pytest.fixture(scope="module")
 def predicted(hills_home, tmp_path_factory):
@@ -274,11 +276,11 @@ def predicted(hills_home, tmp_path_factory):
 def test_thresholds_of_a_call(predicted):
     """production (the default), fitted, argmax and numbers: the masks are what post.json says."""
     post = json.loads((predicted.home / "runs/one/post.json").read_text())
-    post |= {"thresholds": [0.5, 0.1, 0.4], "aims": {"production": [0.6, 0.05, 0.2], "v3": [0.05, 0.9, 0.9]}}
+    post |= {"thresholds": [0.9, 0.9, 0.01], "aims": {"production": [0.9, 0.01, 0.9], "v3": [0.01, 0.9, 0.9]}}
     (predicted.home / "runs/one/post.json").write_text(json.dumps(post))
     given = {(): post["aims"]["production"], ("--thresholds", "production"): post["aims"]["production"],
              ("--thresholds", "v3"): post["aims"]["v3"], ("--thresholds", "fitted"): post["thresholds"],
-             ("--thresholds", "argmax"): [1, 1, 1], ("--thresholds", ".2", ".2", ".6"): [0.2, 0.2, 0.6]}  # fmt: skip
+             ARGMAX: [1, 1, 1], ("--thresholds", ".9", ".02", ".02"): [0.9, 0.02, 0.02]}  # fmt: skip
     seen = []
     for words, thresholds in given.items():
         masks, maps = predicted(*words)
@@ -299,9 +301,6 @@ def test_thresholds_of_a_judgement(hills_copy):
     assert (counts["given"] != counts["argmax"]).any()
     kept = pd.concat([set_of(hills_copy / f"runs/one/fold{fold}/oof_counts.csv") for fold in (0, 1)])
     assert counts["argmax"].ravel().tolist() == kept[[f"n_{t}_{p}" for t in range(3) for p in range(3)]].sum().tolist()
-
-
-ARGMAX = ("--thresholds", "argmax")
 
 
 def test_the_crf_is_that_of_the_bands_asked_for(predicted):
@@ -344,8 +343,10 @@ def test_every_number_of_the_crf_counts(predicted, words):
 
 
 def test_the_crf_in_a_judgement(hills_copy):
-    found = {}
-    for name, words in {"off": (), "on": ("--crf",), "bands": ("--crf", "--crf-bands", "soil")}.items():
+    kept = pd.concat([set_of(hills_copy / f"runs/one/fold{fold}/oof_counts.csv") for fold in (0, 1)])
+    kept = kept.sort_values("id").filter(regex=r"^n_\d")
+    found = {"off": str(kept.to_numpy().tolist())}  # which is what --thresholds argmax gives, see above
+    for name, words in {"on": ("--crf",), "bands": ("--crf", "--crf-bands", "soil")}.items():
         call(hills_copy, "ensemble", "--runs", "one", *PLAIN, *ARGMAX, "--out", name, *words)
         frame = set_of(hills_copy / name / "oof_counts.csv")
         found[name] = str(frame.filter(regex=r"^n_\d").to_numpy().tolist())

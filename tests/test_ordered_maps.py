@@ -26,6 +26,7 @@ from common.outputs.scene_picture import ClassPicture
 from common.outputs.tile_pictures import class_colours, rgb
 from common.post.crf import Crf, guide_of, refine
 from common.tasks import ordered, ordered_maps
+from common.tasks.crf_options import CRF_OPTIONS
 
 BANDS = ("slope", "wetness", "relief", "soil")
 OUTPUTS = ["low", "medium", "high"]
@@ -421,7 +422,7 @@ def test_a_map_is_made_once_and_never_taken_for_another(home, capsys):
     mapped(home, post=POST, model=model)
     assert "a.tif: mapped before" in capsys.readouterr().out
     assert set(OTHER) == set(ordered_maps.DECIDING)
-    of_crf = set(ordered.CRF_OPTIONS.values()) | {"crf_bands"}
+    of_crf = set(CRF_OPTIONS.values()) | {"crf_bands"}
     for name, words in OTHER.items():
         with pytest.raises(InputError, match="is a map of other models or settings"):
             crf = ("--crf",) if name in of_crf else ()

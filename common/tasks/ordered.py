@@ -5,7 +5,6 @@ Susceptibility is the mean class as a share of the highest (common/ordinal.py): 
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pandas as pd
 from common.datasets.band_tiles import available_bands
 from common.datasets.crops import IGNORED
 from common.datasets.folds import TEST, UNUSED
-from common.datasets.inputs import channel_statistics, valid_pixels
 from common.datasets.tiles import Source
 from common.errors import InputError
 from common.metrics.gates import check_gates, meeting, say_gates
@@ -27,13 +25,12 @@ from common.outputs.mask_sets import prob_paths
 from common.outputs.masks import read_beside, read_probs
 from common.outputs.segmentation_report import write_segmentation_report
 from common.post import ordered_judge
-from common.post.crf import Crf, guide_of, refine
 from common.post.morphology import finish_mask
 from common.post.ordered_judge import KAPPA
 from common.post.susceptibility import WAYS
+from common.tasks.crf_options import add_crf_options, band_statistics, crf_of, refiner, row_refiner
 from common.tasks.segmentation_options import add_post_options
 from common.tasks.segmentation_post import chosen_thresholds, morphology_of, target_reader, wanted_thresholds
-from common.tasks.segmentation_spec import few
 
 FLAG = argparse.BooleanOptionalAction
 # kappa, precision of the middle class, recall of the highest, Spearman's rho of class and susceptibility
@@ -48,7 +45,6 @@ PUBLISHED = {
     "V1 (published)": dict(zip(NAMES, (0.3108, 0.1461, 0.9412, 0.4355), strict=True)),
     "V2 (published)": dict(zip(NAMES, (0.4534, 0.1785, 0.9386, 0.5666), strict=True)),
 }
-CRF_OPTIONS = {field.name: field.name if field.name != "iterations" else "crf_iterations" for field in fields(Crf)}
 
 
 def score(rows: pd.DataFrame, frame: pd.DataFrame, *, outputs_of: Callable) -> dict:
@@ -77,83 +73,9 @@ def say_epoch(record: dict) -> list[str]:
 def add_post(parser) -> None:
     """Options of infer.py and ensemble.py: how probabilities become classes and susceptibility."""
     add_post_options(parser)
-    crf = parser.add_argument_group("dense CRF")
-    crf.add_argument("--crf", action=FLAG, default=False, help="classes follow the edges of bands")
-    crf.add_argument("--crf-bands", nargs="+", default=[], metavar="BAND",
-                     help="whose edges, by name (default: the first three)")  # fmt: skip
-    crf.add_argument("--crf-iterations", type=int, default=Crf.iterations, help="of the mean field")
-    crf.add_argument("--spatial-weight", type=float, default=Crf.spatial_weight, metavar="PX",
-                     help="reach of the Gaussian term")  # fmt: skip
-    crf.add_argument("--compat-spatial", type=float, default=Crf.compat_spatial, help="strength of the Gaussian term")
-    crf.add_argument("--bilateral-sxy", type=float, default=Crf.bilateral_sxy, metavar="PX",
-                     help="reach of the bilateral term in pixels")  # fmt: skip
-    crf.add_argument("--bilateral-srgb", type=float, default=Crf.bilateral_srgb, metavar="GREY",
-                     help="and in grey levels of a band, 32 to a standard deviation")  # fmt: skip
-    crf.add_argument("--compat-bilateral", type=float, default=Crf.compat_bilateral, help="its strength")
+    add_crf_options(parser)
     risk = parser.add_argument_group("susceptibility")
     risk.add_argument("--susceptibility", choices=WAYS, default=WAYS[0], help="as it is, or calibrated as fitted")
-
-
-def crf_of(settings: dict) -> Crf | None:
-    """The dense CRF that the options ask for; InputError for an option that says how, without --crf."""
-    given = {field: settings[option] for field, option in CRF_OPTIONS.items()}
-    if settings["crf"] and settings["crf_iterations"] < 0:
-        raise InputError(f"--crf-iterations {settings['crf_iterations']}: give a number of at least 0")
-    if settings["crf"]:
-        return Crf(**given)
-    changed = [CRF_OPTIONS[field] for field in given if given[field] != getattr(Crf, field)]
-    for option in [*changed, *(["crf_bands"] if settings["crf_bands"] else [])]:
-        raise InputError(f"--{option.replace('_', '-')}: says how the CRF works, which is off; add --crf")
-    return None
-
-
-def band_statistics(paths, source: Source, bands) -> dict[str, list[float]]:
-    """{band: [mean, deviation]} over the pixels with data of at most 400 tiles."""
-    tiles = (source.read_tile(path, bands) for path in few(pd.DataFrame({"path": list(paths)}))["path"])
-    mean, deviation = channel_statistics((tile, valid_pixels(tile)) for tile in tiles)
-    return {band: [mean[k], deviation[k]] for k, band in enumerate(bands)}
-
-
-def guide_bands(settings: dict, there: list[str]) -> list[str]:
-    """The bands that guide the CRF. InputError for one that is not `there`."""
-    bands = settings["crf_bands"] or there[:3]
-    for band in set(bands) - set(there):
-        raise InputError(f"--crf-bands {band}: no such band; there are {', '.join(there)}")
-    return bands
-
-
-def refiner(paths: dict[str, str], post: dict | None, settings: dict, source: Source) -> Callable | None:
-    """refine(id) -> what finish_mask takes by that name; None without --crf.
-
-    paths: {id: tile}. Bands are measured in deviations of the training tiles (post.json), else of these.
-    """
-    crf = crf_of(settings)
-    if crf is None:
-        return None
-    bands = guide_bands(settings, available_bands(next(iter(paths.values()))))
-    known = (post or {}).get("bands", {})
-    if not set(bands) <= set(known):
-        known = band_statistics(paths.values(), source, bands)
-    mean, deviation = zip(*(known[band] for band in bands), strict=True)
-
-    def of_tile(name: str) -> Callable:
-        def refined(prob: np.ndarray, valid: np.ndarray) -> np.ndarray:
-            tile = source.read_tile(paths[name], bands)
-            return refine(prob, guide_of(tile, mean, deviation, valid_pixels(tile)), valid, **asdict(crf))
-
-        return refined
-
-    return of_tile
-
-
-def row_refiner(rows: pd.DataFrame, settings: dict, source: Source) -> Callable | None:
-    """refine(row), for the judge."""
-    if crf_of(settings) is None:
-        return None
-    if "path" not in rows:
-        raise InputError("--crf: needs the tiles; it works on --runs, or on --preds with --data")
-    of_tile = refiner(dict(zip(rows["id"], rows["path"], strict=True)), None, settings, source)
-    return lambda row: of_tile(row["id"])
 
 
 def aims_of(outputs: tuple[str, ...]) -> dict[str, Metric]:
@@ -175,10 +97,18 @@ def thresholds_wanted(settings: dict, outputs: tuple[str, ...]) -> dict:
 
 
 def thresholds_of(settings: dict, post: dict | None, classes: int) -> list[float]:
-    """The thresholds of a call, as chosen_thresholds or as fitted for a level of gates."""
+    """The thresholds of a call, as chosen_thresholds or as fitted for a level of gates, which two classes do not have.
+
+    InputError where post knows other levels alone.
+    """
     if level := level_of(settings):
-        fitted = (post or {}).get("aims", {}).get(level)
-        post, settings = {"thresholds": fitted} if fitted else post, settings | {"thresholds": ["fitted"]}
+        settings = settings | {"thresholds": ["fitted"]}
+        if post and classes > 2:
+            if level not in post.get("aims", {}):
+                known = ", ".join(post.get("aims", {})) or "none"
+                raise InputError(f"--thresholds {level}: what was fitted knows the levels {known}; fit it again with "
+                                 f"ensemble.py --thresholds {level}, or say --thresholds fitted")  # fmt: skip
+            post = {"thresholds": post["aims"][level]}
     return chosen_thresholds(settings, post or None, classes)
 
 
@@ -224,6 +154,11 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, out
         **thresholds_wanted(settings, outputs),
         refine=row_refiner(rows, settings, source),
     )
+    learnt = judgement["blend"]["post"]  # applied to test sets by --blend, as post.json is by infer.py
+    if level_of(settings) and len(outputs) > 2:
+        learnt["aims"] = {level_of(settings): learnt["thresholds"]}
+    if "path" in rows:
+        learnt["bands"] = band_statistics(rows["path"], source, available_bands(rows["path"].iloc[0]))
     return judgement | {"metrics": dict.fromkeys(NAMES, np.nan) | judgement["metrics"]}
 
 

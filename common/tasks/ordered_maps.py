@@ -19,7 +19,8 @@ from common.post.crf import Crf, guide_of, refine, refine_large
 from common.post.susceptibility import BREAKS, calibrated, susceptibility_classes
 from common.post.thresholds import over_thresholds
 from common.tasks import scene_jobs
-from common.tasks.ordered import CRF_OPTIONS, crf_of, guide_bands, thresholds_of
+from common.tasks.crf_options import CRF_OPTIONS, crf_of, guide_bands
+from common.tasks.ordered import thresholds_of
 from common.tasks.ordered_truth import say_truth
 from common.tasks.scene_jobs import LOOK, MapKind, add_window_options, grid_of, map_tags
 

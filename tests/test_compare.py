@@ -147,6 +147,12 @@ def test_recipes_that_a_third_stands_between_are_no_pair():
     assert ingredient_table(scores(["v1-s1", "v2-s1"], variants=("",)), far, METRICS).empty, "three settings"
 
 
+def test_what_is_off_comes_before_what_is_on_whichever_was_named_first():
+    recipes = recipes_of(settings_of(full=(FULL, (1,)), bare=(FULL | {"smote": False}, (1,))), FREE)
+    (line,) = ingredient_table(scores(["full-s1", "bare-s1"], variants=("",)), recipes, METRICS).to_dict("records")
+    assert (line["from"], line["to"], line["change"]) == ("bare", "full", "smote off → on")
+
+
 def test_seeds_that_are_not_common_compare_means():
     recipes = recipes_of(settings_of(a=(BASE, (1, 2)), b=(BASE | {"smote": True}, (3,))), FREE)
     table = scores(["a-s1", "a-s2", "b-s3"], variants=("",)).set_index("run")

@@ -421,6 +421,7 @@ BALANCED = ("--sampler", "balanced")
 STEP = {
     ("--scale", "log"): (),
     ("--indices", "ndsi"): (),
+    ("--relative", "red"): (),
     TEXTURE: (),
     ("--texture", "energy"): TEXTURE,
     (*TEXTURE, "--texture-band", "red"): TEXTURE,

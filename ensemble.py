@@ -187,8 +187,12 @@ def compare_runs(session, sets: dict, rows, found: list[Path]) -> int:
     recipes = recipes_of({run.name: runs.run_settings(run) for run in found}, runs.FREE)
     means = {mean_name(one): {run: sets[run] for run in one.runs.values()} for one in recipes if len(one.runs) > 1}
     with tempfile.TemporaryDirectory() as folder:
-        more = {name: task.mean_sets(members, Path(folder) / str(n)) for n, (name, members) in enumerate(means.items())}
-        table = task.compare(rows, sets | more, session.settings)
+        for number, (name, members) in enumerate(means.items()):
+            try:
+                sets = sets | {name: task.mean_sets(members, Path(folder) / str(number))}
+            except InputError as error:  # runs that kept counts alone
+                print(f"no line for {name}: {error}")
+        table = task.compare(rows, sets, session.settings)
     print(table.round(4).to_string(index=False))
     print(f"comparison: {atomic_write(args.out / 'compare.csv', table.to_csv(index=False))}")
     if args.report:

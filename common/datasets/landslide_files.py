@@ -291,10 +291,8 @@ def facts_of(rows: pd.DataFrame, bands) -> dict:
 
 
 def check_rows(rows: pd.DataFrame, bands=None) -> list[str]:
-    """Findings: tiles and pixels of each class, pixels without data by band, bands that are constant.
-
-    bands: None for all that the first tile has.
-    """
+    """Findings on bands (None: all that the first tile has): tiles and pixels of each class, pixels without data by
+    band, bands that are constant."""
     bands = list(bands or available_bands(rows["path"].iloc[0]))
     facts, known, lines = facts_of(rows, bands), label_map_of(rows), []
     counts = sum(class_counts(path, label, bands, known) for path, label in rows[["path", "label"]].to_numpy().tolist())

@@ -27,7 +27,6 @@ from common.outputs.segmentation_report import write_segmentation_report
 from common.post import ordered_judge
 from common.post.morphology import finish_mask
 from common.post.ordered_judge import KAPPA
-from common.post.susceptibility import WAYS
 from common.tasks.crf_options import add_crf_options, band_statistics, crf_of, refiner, row_refiner
 from common.tasks.segmentation_options import add_post_options
 from common.tasks.segmentation_post import chosen_thresholds, morphology_of, target_reader, wanted_thresholds
@@ -71,11 +70,9 @@ def say_epoch(record: dict) -> list[str]:
 
 
 def add_post(parser) -> None:
-    """Options of infer.py and ensemble.py: how probabilities become classes and susceptibility."""
+    """Options of infer.py and ensemble.py: how probabilities become classes."""
     add_post_options(parser)
     add_crf_options(parser)
-    risk = parser.add_argument_group("susceptibility")
-    risk.add_argument("--susceptibility", choices=WAYS, default=WAYS[0], help="as it is, or calibrated as fitted")
 
 
 def aims_of(outputs: tuple[str, ...]) -> dict[str, Metric]:

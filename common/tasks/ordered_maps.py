@@ -16,7 +16,7 @@ from common.outputs.scene_files import write_raster
 from common.outputs.scene_picture import MOST, ClassPicture, draw_classes, overview
 from common.outputs.tile_pictures import class_colours, rgb
 from common.post.crf import Crf, guide_of, refine, refine_large
-from common.post.susceptibility import BREAKS, calibrated, susceptibility_classes
+from common.post.susceptibility import BREAKS, WAYS, calibrated, susceptibility_classes
 from common.post.thresholds import over_thresholds
 from common.tasks import scene_jobs
 from common.tasks.crf_options import CRF_OPTIONS, crf_of, guide_bands
@@ -37,6 +37,7 @@ def add_map_options(parser) -> None:
     """Options of infer.py --scene."""
     scene = parser.add_argument_group("scenes")
     add_window_options(scene, window=1024, overlap=0.25)
+    scene.add_argument("--susceptibility", choices=WAYS, default=WAYS[0], help="as it is, or calibrated as fitted")
     scene.add_argument("--breaks", type=float, nargs=2, default=list(BREAKS), metavar="S",
                        help="susceptibility from which on the second and the third step are reached")  # fmt: skip
     scene.add_argument("--truth", type=Path, metavar="FILE", help="raster of the classes, with the values of the "

@@ -20,5 +20,5 @@ begun=$(ls runs/"$run"/fold*/last.pt 2>/dev/null || true)
 python train.py --config "${RECIPE:-recipes/landslide-v2.5.yaml}" --data "$out" --run "$run" "$@" ${begun:+--resume}
 python ensemble.py --task landslide --runs "$run" --data "$out" --thresholds production --crf --gates production \
     --out "out/$run" || [ $? -eq 1 ]  # missed gates are told, not fatal
-python infer.py --task landslide --runs "$run" --data "$out" --scene "$out"/rasters/*.tif --thresholds production --crf \
+python infer.py --task landslide --runs "$run" --data "$out" --scene "$out"/stack/*.tif --thresholds production --crf \
     --susceptibility isotonic --out "maps/$run" || [ $? -eq 3 ]  # 3: a damaged block

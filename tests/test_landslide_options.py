@@ -433,6 +433,23 @@ def test_tiles_are_cut_from_rasters_and_folded(tmp_path, capsys):
     assert load_checkpoint(run / "fold0/last.pt")["spec"]["bands"] == ["elevation", "slope", "ndvi"]
 
 
+def test_rasters_in_the_folder_of_the_tiles_are_left_alone(tmp_path, capsys):
+    """As in the drawn set, whose rasters lie in it."""
+    tiny_landslide.write_rasters(tmp_path / "cut/rasters")
+    before = {path: path.read_bytes() for path in (tmp_path / "cut/rasters").iterdir()}
+    words = [word.replace("rasters/", "cut/rasters/") for word in CUT]
+    call(tmp_path, *words)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "cut/rasters").iterdir()}
+    assert [path.name for path in (tmp_path / "cut/stack").glob("*.tif")] == ["image.tif"]
+    (tmp_path / "cut/stack/image.tif").replace(tmp_path / "cut/stack/labels.tif")
+    words[words.index("cut/rasters/image.tif")] = words[words.index("cut/rasters/labels.tif")]
+    words[words.index("--labels") + 1] = "cut/stack/labels.tif"
+    before = (tmp_path / "cut/stack/labels.tif").read_bytes()
+    call(tmp_path, *words, code=2)
+    assert "would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "cut/stack/labels.tif").read_bytes() == before
+
+
 @pytest.mark.parametrize("script", ["make_folds", "train", "infer", "ensemble"])
 def test_every_option_of_the_task_is_exercised(script):
     """An option that no test names could do nothing and nobody would know. What glacier has as well is tested there."""

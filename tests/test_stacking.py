@@ -141,3 +141,16 @@ def test_a_stack_refuses_what_it_cannot_name_or_place(tmp_path):
     with pytest.raises(InputError, match="not found"):
         stack_bands(tmp_path / "s.tif", rasters=[tmp_path / "none.tif"])
     assert not list(tmp_path.glob("*s.tif"))
+
+
+def test_a_stack_never_replaces_what_it_is_made_from(tmp_path):
+    scene, dem = write(tmp_path / "scene.tif", image(20, 20)), write(tmp_path / "dem.tif", image(20, 20, 1))
+    (tmp_path / "link.tif").symlink_to(dem)
+    before = {path: path.read_bytes() for path in (scene, dem)}
+    (tmp_path / "x").mkdir()
+    with pytest.raises(InputError, match="would be replaced by the stack of bands"):
+        stack_bands(scene, rasters=[scene])
+    for out in (dem, tmp_path / "x" / ".." / "dem.tif", tmp_path / "link.tif"):
+        with pytest.raises(InputError, match="dem.tif is that file"):
+            stack_bands(out, rasters=[scene], dem=dem)
+    assert before == {path: path.read_bytes() for path in before}

@@ -39,11 +39,12 @@ def stack_bands(
     for each of land_cover_values, landcover_<value> (None: those it holds here; give them where several areas shall
     have the same bands). What lies on another grid is warped, bilinear, land cover by the nearest pixel, and said.
     Without rasters the grid is that of the DEM. InputError: unreadable, no CRS to warp by, not of the same area, a
-    name twice.
+    name twice, or `out` is one of the files.
     """
     sources = [*rasters, *([dem] if dem else []), *([land_cover] if land_cover else [])]
     if not sources:
         raise InputError("no raster to stack; give --raster or --dem")
+    check_output(out, sources)
     with ExitStack() as opened:
         layers = [opened.enter_context(Layer(path, sources[0])) for path in rasters]
         names = [name for layer in layers for name in file_bands(layer)]
@@ -60,6 +61,13 @@ def stack_bands(
         if twice:
             raise InputError(f"{out}: two bands would be named {twice}; rename one of the files or of their bands")
         return write_stack(Path(out), profile_of(sources[0]), names, parts)
+
+
+def check_output(out: str | Path, inputs: Sequence[str | Path]) -> None:
+    """InputError where a file that is about to be written is one of those it is made from, by whatever name."""
+    same = [path for path in inputs if Path(out).exists() and Path(path).exists() and Path(out).samefile(path)]
+    if same:
+        raise InputError(f"{out}: would be replaced by the stack of bands, and {same[0]} is that file; move it away")
 
 
 def write_stack(out: Path, grid: dict, names: list[str], parts: list[Iterator[np.ndarray]]) -> Path:

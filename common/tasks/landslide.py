@@ -18,7 +18,7 @@ from common.datasets.band_tiles import available_bands
 from common.datasets.cutting import cut_tiles
 from common.datasets.folds import ALWAYS, TEST
 from common.datasets.locate import KAGGLE_INPUT
-from common.datasets.stacking import stack_bands
+from common.datasets.stacking import check_output, stack_bands
 from common.datasets.tiles import Source
 from common.errors import InputError
 from common.post.mask_blend import BLENDS, apply_blend
@@ -148,9 +148,11 @@ def cut(settings: dict, inside: Callable) -> None:
     if not settings["data"] or not settings["labels"]:
         raise InputError("--raster, --dem: the tiles need --data, the folder they go to, and --labels")
     out = Path(settings["data"])
-    stack = stack_bands(out / "rasters" / f"{(rasters or [given['dem']])[0].stem}.tif", rasters=rasters, **given)
-    aoi = inside(settings["aoi"]) if settings["aoi"] else None
-    rows = cut_tiles(stack, inside(settings["labels"]), out, aoi=aoi, side=settings["side"], stride=settings["stride"])
+    labels, aoi = (inside(settings[name]) if settings[name] else None for name in ("labels", "aoi"))
+    stack = out / "stack" / f"{(rasters or list(given.values()))[0].stem}.tif"
+    check_output(stack, [path for path in (labels, aoi) if path])
+    stack_bands(stack, rasters=rasters, **given)
+    rows = cut_tiles(stack, labels, out, aoi=aoi, side=settings["side"], stride=settings["stride"])
     print(f"cut: {len(rows)} tiles of {settings['side']} px every {settings['stride']}, in {out}; bands in {stack}")
 
 

@@ -129,7 +129,8 @@ def test_split_of_folders_drops_what_overlaps_held_tiles(one_search):
     fold, group = overlap.make_folds(rows, outputs=OUTPUTS)
     expected = [ALWAYS] * 5 + [UNUSED] + [0] * 2 + [UNUSED] + [TEST] * 3
     assert fold.reshape(4, 12).tolist() == [expected] * 4
-    assert set(group) == {"train", "val", "test", "unused"}
+    assert all((fold[group == name] == k).all() for name, k in (("train", ALWAYS), ("test", TEST), ("unused", UNUSED)))
+    assert len(set(group[fold == 0])) > 1 and set(group[fold != 0]) == {"train", "test", "unused"}
     blocks, _ = overlap.make_folds(rows, scheme="blocks", folds=2, outputs=OUTPUTS)
     np.testing.assert_array_equal(blocks == TEST, rows["split"] == "test")
     assert not painted(rows, blocks)
@@ -137,6 +138,33 @@ def test_split_of_folders_drops_what_overlaps_held_tiles(one_search):
         overlap.make_folds(rows, folds=3, outputs=OUTPUTS)
     with pytest.raises(InputError, match="no labelled tile in the folder train"):
         overlap.make_folds(grid(3), scheme="split", outputs=OUTPUTS)
+
+
+def test_validation_tiles_that_hang_together_are_one_group():
+    """Three places of overlapping tiles, four tiles that only touch, and one alone."""
+    rows = pd.concat([grid(2, raster=name) for name in "abc"] + [grid(2, raster="d", stride=128), grid(1, raster="e")])
+    rows = pd.concat([rows.assign(split="val"), grid(2, raster="t", split="train")], ignore_index=True)
+    turn = np.random.default_rng(1).permutation(len(rows))
+    fold, group = overlap.make_folds(rows.iloc[turn].reset_index(drop=True), outputs=OUTPUTS)
+    group = group[np.argsort(turn)]
+    places = pd.Series(group).groupby(rows["raster"]).agg(set)
+    assert all(len(names) == 1 for names in places) and len(set().union(*places)) == 6
+    assert set(group[rows["split"] == "train"]) == {"train"} and (fold == UNUSED).sum() == 0
+
+
+def test_validation_tiles_of_one_place_are_in_blocks():
+    """All of them hang together: the blocks are of one piece, and what they share is said."""
+    rows = pd.concat([grid(8).assign(split="val"), grid(3, raster="t", split="train")], ignore_index=True)
+    fold, group = overlap.make_folds(rows, outputs=OUTPUTS)
+    held = fold == 0
+    names, sizes = np.unique(group[held], return_counts=True)
+    assert held.sum() == 64 and len(names) == 5 and sizes.min() > 4
+    near = overlap.pairs_of(rows)[0]
+    shared = sum(group[i] != group[j] for i, j in near if held[i] and held[j])
+    said = overlap.describe_folds(rows, fold, group, outputs=OUTPUTS)
+    assert 0 < shared < len(near) / 2 and f"but two groups: {shared} overlapping pairs" in said
+    alone, group = overlap.make_folds(pd.concat([rows[:1], rows[64:]], ignore_index=True), outputs=OUTPUTS)
+    assert group[alone == 0].tolist() == ["val0000"]
 
 
 def test_random_says_that_it_leaks(capsys):

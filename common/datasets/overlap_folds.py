@@ -8,6 +8,7 @@ import pandas as pd
 import shapely
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from common.datasets.balance import balanced_groups
 from common.datasets.blocks import class_matrix, presence, search_blocks
@@ -57,8 +58,11 @@ def cost_of(fold, matrix, folds) -> float:
     return float(cost)
 
 
-def split(rows, near, *, folds, **_):
-    """train, val and test as the folders say; a tile that overlaps one of val or test (of val: of test) is UNUSED."""
+def split(rows, near, *, folds, seed, outputs):
+    """train, val and test as the folders say; a tile that overlaps one of val or test (of val: of test) is UNUSED.
+
+    The tiles of val are in groups (`held_groups`), by which what is fitted on them can be judged.
+    """
     if folds not in (None, 1):
         raise InputError(f"--folds {folds}: --scheme split makes one validation side; leave --folds out")
     sides = rows["split"].to_numpy(str)
@@ -69,7 +73,29 @@ def split(rows, near, *, folds, **_):
     group = sides.astype(object)
     lost = outside(fold, near, TEST) | (outside(fold, near, 0) & (fold != TEST))
     fold[lost], group[lost] = UNUSED, "unused"
+    held = fold == 0
+    if held.any():
+        group[held] = held_groups(rows[held].reset_index(drop=True), seed, outputs)
     return fold, group
+
+
+def held_groups(rows, seed, outputs) -> np.ndarray:
+    """(n,) names of groups of validation tiles: what overlaps or touches, also by way of others, is in one group.
+
+    Where more than half of the tiles hang together, blocks of the area are the groups, so that a fit without a group
+    has others to be fitted on; tiles on their borders overlap (`describe_folds` counts the pairs).
+    """
+    joined = np.concatenate(pairs_of(rows))
+    ends = coo_matrix((np.ones(len(joined)), joined.T), shape=(len(rows), len(rows)))
+    code = connected_components(ends, directed=False)[1]
+    if np.bincount(code).max() > len(rows) / 2:
+        cell, bounds, _ = cells_of(rows)
+        names, folds = list(outputs), min(FOLDS, len(bounds))
+        table = rows[names].groupby(cell).mean()
+        code = np.zeros(len(rows), int)
+        if folds > 1:
+            code = search_blocks(bounds, class_matrix(table, names), presence(table, names), folds, seed)[cell]
+    return np.array([f"val{k:04d}" for k in code.tolist()], object)
 
 
 def random(rows, _near, *, folds, seed, outputs):
@@ -89,7 +115,7 @@ def default_scheme(rows) -> str:
 
 def make_folds(rows, *, scheme=None, folds=None, seed=42, outputs):
     """(fold (n,) int, group (n,) str) of tiles by a scheme of SCHEMES (None: `default_scheme`); group: the block, the
-    folder, of `random` the tile, "unused".
+    folder (of val: `held_groups`), of `random` the tile, "unused".
 
     rows: id, split, raster, y, x, height, width and a share per output; tiles of a folder test stay TEST by every
     scheme. folds: how many (None: 5). The answer does not depend on the order of the rows. InputError: tiles whose
@@ -267,7 +293,14 @@ def describe_folds(rows, fold, group, *, outputs) -> str:
     unknown = int((rows["raster"].astype(str) == "").sum())
     if unknown:
         text += f"\nplaces: unknown of {unknown} of {len(rows)} tiles; whether they overlap cannot be told"
-    overlapping, touching = (across(fold, pairs) for pairs in pairs_of(rows))
+    near, touch = pairs_of(rows)
+    overlapping, touching = across(fold, near), across(fold, touch)
+    inside = near[(fold[near] >= 0).all(axis=1) & (fold[near[:, 0]] == fold[near[:, 1]])]
+    mixed = int((group[inside[:, 0]] != group[inside[:, 1]]).sum())
+    if mixed:
+        text += (
+            f"\nin one fold but two groups: {mixed} overlapping pairs; a fit without a group sees some of its pixels"
+        )
     return text + (
         f"\nunused: {lost} of {len(rows)} tiles lie across a border of the sides; overlapping pairs on two sides:"
         f" {len(overlapping)}; pairs that only touch there: {len(touching)}"

@@ -342,11 +342,17 @@ def test_a_map_is_scored_by_labels(home, capsys):
     for k, name in enumerate(OUTPUTS):
         iou, precision, recall = (score[k] for score in scores)
         assert f"{name}: IoU {iou:.3f}, precision {precision:.3f}, recall {recall:.3f}" in said
+    assert f"labels on {known.sum() / valid.sum():.0%} of the map" in said and said.count("user's accuracy") == 3
+    drawn = said.split("high: user's accuracy ")[1]
+    low, high = map(float, drawn.split("[")[1].split("]")[0].split(", "))
+    assert low < precision < high and abs(float(drawn.split()[0]) - precision) < 0.06
+    share = (values_of(path)[valid] == 2).mean()
+    assert f"mapped {share:.3f}" in drawn.splitlines()[0]
     gates = ordered.GATES["production"]
     assert f"recall_high       {scores[2][2]:.4f}  (needed {gates['recall_high']:.2f})" in said
     mapped(home, "--truth", home / "truth.tif")
     again = capsys.readouterr().out
-    assert "mapped before" in again and said.splitlines()[-9:] == again.splitlines()[-9:]
+    assert "mapped before" in again and said.splitlines()[-13:] == again.splitlines()[-13:]
 
 
 def test_labels_of_another_grid_are_brought_onto_the_scenes(home, capsys):

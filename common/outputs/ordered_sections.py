@@ -194,7 +194,7 @@ def area_section(facts: dict) -> list[str]:
         f"Overall accuracy {interval_cell(whole)} %, of all pixels {number(100 * whole['all pixels'], 1)} %. A random "
         "sample of up to 500 pixels of every mapped class, weighted by the mapped areas, with 95 % intervals (Olofsson "
         "et al. 2014). They take pixels for independent; neighbours resemble each other, so for another area the "
-        "intervals are too narrow."
+        "intervals are too narrow. A pixel that several tiles hold counts once here, in the other scores with each."
     )
     return [paragraph(text), table(columns, records)]
 

@@ -35,6 +35,7 @@ from common.post.mask_blend import (
 from common.post.mask_judge import bootstrap_difference, parts_of, refit, rows_of, used_mix
 from common.post.morphology import finish_mask
 from common.post.ordered_tables import area_table, calibration_judgement, rate_curves
+from common.post.pixels_once import counts_once
 from common.post.susceptibility import fit_isotonic, fit_temperature
 from common.post.thresholds import sample_pixels
 
@@ -96,9 +97,9 @@ def judge(
     metrics (kappa, linear_kappa, quadratic_kappa, mean_iou, <measure>_<class> of the masks; rho, auroc_<class> of it
     or a higher one, ap_<class>, ece_<way> of the susceptibility, before thresholds and CRF), hist (K, bins) of the
     susceptibility, refined (whether there was a refine), curves {"prediction rate": {class: RateCurve}}, reliability
-    {way: table}, tables ordinal, area (a drawn sample, `area_table`) and susceptibility (calibrated by what was fitted
-    without each part). The blend's post also has isotonic and temperature (`fit_post`), fitted on all tiles. Maps are
-    read once more.
+    {way: table}, tables ordinal, area (`area_table` of every pixel once, however many tiles hold it) and susceptibility
+    (calibrated by what was fitted without each part). The blend's post also has isotonic and temperature (`fit_post`),
+    fitted on all tiles. Maps are read once more, those that overlap twice.
     """
     judgement = mask_judge.judge(rows, sets, outputs=outputs, read_target=read_target, kind=kind, seed=seed,
                                  morphology=morphology, thresholds=thresholds, metric=KAPPA, aim=aim,
@@ -115,11 +116,25 @@ def judge(
     said = calibration.iloc[-1]
     metrics |= {name: float(said[name]) for name in calibration if name.startswith("ece_")}
     judgement["blend"]["post"] |= calibration_post(found, full)
-    tables = {"ordinal": ordinal_table(metrics, counts.sum(1), outputs), "area": area_table(counts, outputs, seed)}
+    area = area_table(honest_once(judgement, read_target, len(outputs)), outputs, seed)
+    tables = {"ordinal": ordinal_table(metrics, counts.sum(1), outputs), "area": area}
     judgement["tables"] |= tables | {"susceptibility": calibration}
     curves = {"prediction rate": rate_curves(hist, outputs)}
     found = {"metrics": metrics, "hist": hist, "curves": curves, "reliability": reliability}
     return judgement | found | {"refined": refine is not None}
+
+
+def honest_once(judgement: Mapping, read_target: Callable, classes: int) -> np.ndarray:
+    """(K, K) counts of the honest masks, of each pixel of a raster once where tiles overlap and rows know how."""
+    rows = judgement["rows"]
+
+    def recount(index: int, own: np.ndarray) -> np.ndarray:
+        row = rows.iloc[index]
+        target, valid = read_target(row)
+        y, x = (np.arange(n) * m // n for n, m in zip(valid.shape, own.shape, strict=True))  # tiles of coarser pixels
+        return confusion(target, judgement["read_pred"](row), valid & own[np.ix_(y, x)], classes)
+
+    return counts_once(rows, counts_of(judgement["honest"], classes), recount)
 
 
 def part_names(rows: pd.DataFrame, part: np.ndarray) -> list[str]:

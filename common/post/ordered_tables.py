@@ -113,10 +113,11 @@ def calibration_line(name: str, pixels: int, temperature: float, sums: Mapping[s
     return line | {f"{score}_{way}": scores[way][score] for score in ("ece", "mse") for way in WAYS}
 
 
-def area_table(counts: np.ndarray, outputs: Sequence[str], seed: int, drawn: int = DRAWN) -> pd.DataFrame:
+def area_table(counts: np.ndarray, outputs: Sequence[str], seed: int, *, mapped=None, drawn=DRAWN) -> pd.DataFrame:
     """What a survey of `drawn` pixels of every mapped class would tell of the map and of the classes' areas.
 
-    counts: (K, K) [true, pred] of all labelled pixels. Drawn at random without replacement, so that the sample of a
+    counts: (K, K) [true, pred] of all labelled pixels, each once; mapped: (K,) pixels of each class of the whole map
+    (None: the labelled ones). Drawn at random without replacement, so that the sample of a
     mapped class is a multivariate hypergeometric draw from its column; estimates by Olofsson et al. 2014. A line each:
     estimate (overall, users, producers, share), class, mapped (share of the map, for `share`), value, low95, high95,
     and all pixels, the same of every labelled pixel. The intervals take pixels for independent: neighbours resemble
@@ -124,7 +125,7 @@ def area_table(counts: np.ndarray, outputs: Sequence[str], seed: int, drawn: int
     """
     counts = np.asarray(counts, np.int64)
     rng = np.random.default_rng(seed)
-    mapped = counts.sum(0)
+    mapped = counts.sum(0) if mapped is None else np.asarray(mapped, np.int64)
     sample = np.stack([draw(rng, column, drawn) for column in counts.T], 1)
     found, whole = olofsson(sample, mapped), olofsson(counts, mapped)
     lines = [area_line("overall", "", np.nan, found.overall, whole.overall, ())]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.band_tiles import available_bands
+from common.datasets.folds import TEST, UNUSED
 from common.datasets.inputs import channel_statistics, valid_pixels
 from common.datasets.tiles import Source
 from common.errors import InputError
@@ -54,6 +55,17 @@ def band_statistics(paths, source: Source, bands) -> dict[str, list[float]]:
     return {band: [mean[k], deviation[k]] for k, band in enumerate(bands)}
 
 
+def training_bands(rows: pd.DataFrame, source: Source) -> dict[str, list[float]]:
+    """`band_statistics` of all bands, over the tiles that some fold is trained on: neither test rows nor unused ones.
+
+    Empty where the rows name no tiles.
+    """
+    used = rows[~rows["fold"].isin((TEST, UNUSED))] if "fold" in rows else rows
+    if "path" not in rows or not len(used):
+        return {}
+    return band_statistics(used["path"], source, available_bands(used["path"].iloc[0]))
+
+
 def guide_bands(settings: dict, there: list[str]) -> list[str]:
     """The bands that guide the CRF. InputError for one that is not `there`."""
     bands = settings["crf_bands"] or there[:3]
@@ -65,15 +77,15 @@ def guide_bands(settings: dict, there: list[str]) -> list[str]:
 def refiner(paths: dict[str, str], post: dict | None, settings: dict, source: Source) -> Callable | None:
     """refine(id) -> what finish_mask takes by that name; None without --crf.
 
-    paths: {id: tile}. Bands are measured in deviations of the training tiles (post.json), else of these.
+    paths: {id: tile}. Bands are measured in deviations of the training tiles, and by default the first three of those
+    are taken (the bands of `post`); where it is not known, of these tiles.
     """
     crf = crf_of(settings)
     if crf is None:
         return None
-    bands = guide_bands(settings, available_bands(next(iter(paths.values()))))
     known = (post or {}).get("bands", {})
-    if not set(bands) <= set(known):
-        known = band_statistics(paths.values(), source, bands)
+    bands = guide_bands(settings, list(known) or available_bands(next(iter(paths.values()))))
+    known = known or band_statistics(paths.values(), source, bands)
     mean, deviation = zip(*(known[band] for band in bands), strict=True)
 
     def of_tile(name: str) -> Callable:
@@ -86,11 +98,11 @@ def refiner(paths: dict[str, str], post: dict | None, settings: dict, source: So
     return of_tile
 
 
-def row_refiner(rows: pd.DataFrame, settings: dict, source: Source) -> Callable | None:
-    """refine(row), for the judge."""
+def row_refiner(rows: pd.DataFrame, known: dict, settings: dict, source: Source) -> Callable | None:
+    """refine(row), for the judge. known: `training_bands` of the rows."""
     if crf_of(settings) is None:
         return None
     if "path" not in rows:
         raise InputError("--crf: needs the tiles; it works on --runs, or on --preds with --data")
-    of_tile = refiner(dict(zip(rows["id"], rows["path"], strict=True)), None, settings, source)
+    of_tile = refiner(dict(zip(rows["id"], rows["path"], strict=True)), {"bands": known}, settings, source)
     return lambda row: of_tile(row["id"])

@@ -27,7 +27,7 @@ from common.outputs.segmentation_report import write_segmentation_report
 from common.post import ordered_judge
 from common.post.morphology import finish_mask
 from common.post.ordered_judge import KAPPA
-from common.tasks.crf_options import add_crf_options, band_statistics, crf_of, refiner, row_refiner
+from common.tasks.crf_options import add_crf_options, crf_of, refiner, row_refiner, training_bands
 from common.tasks.segmentation_options import add_post_options
 from common.tasks.segmentation_post import chosen_thresholds, morphology_of, target_reader, wanted_thresholds
 
@@ -116,10 +116,8 @@ def fit_post(rows, frame, settings: dict | None = None, *, source: Source, outpu
     outputs = outputs_of(frame)
     read = target_reader({"set": frame})
     post = ordered_judge.fit_post(rows, frame, outputs=outputs, read_target=read, aims=aims_of(outputs))
-    paths = rows["path"][~rows["fold"].isin((TEST, UNUSED))] if "path" in rows else []
-    if len(paths):
-        post["bands"] = band_statistics(paths, source, available_bands(paths.iloc[0]))
-    return post
+    bands = training_bands(rows, source)
+    return post | ({"bands": bands} if bands else {})
 
 
 def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict, list_tiles: Callable) -> pd.DataFrame:
@@ -140,6 +138,7 @@ def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict
 def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, outputs_of: Callable) -> dict:
     """The judgement, and its "metrics" for gates: nan for what two classes do not have."""
     outputs = outputs_of(next(iter(sets.values())))
+    bands = training_bands(rows, source) if crf_of(settings) or settings.get("save_blend") else {}
     judgement = ordered_judge.judge(
         rows,
         sets,
@@ -149,24 +148,25 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, out
         seed=settings["seed"],
         morphology=morphology_of(settings, len(outputs)),
         **thresholds_wanted(settings, outputs),
-        refine=row_refiner(rows, settings, source),
+        refine=row_refiner(rows, bands, settings, source),
     )
     learnt = judgement["blend"]["post"]  # applied to test sets by --blend, as post.json is by infer.py
     if level_of(settings) and len(outputs) > 2:
         learnt["aims"] = {level_of(settings): learnt["thresholds"]}
-    if "path" in rows:
-        learnt["bands"] = band_statistics(rows["path"], source, available_bands(rows["path"].iloc[0]))
+    if bands:
+        learnt["bands"] = bands
     return judgement | {"metrics": dict.fromkeys(NAMES, np.nan) | judgement["metrics"]}
 
 
 def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, outputs_of: Callable) -> pd.DataFrame:
     outputs = outputs_of(next(iter(sets.values())))
+    bands = training_bands(rows, source) if crf_of(settings) else {}
     return ordered_judge.compare(
         rows,
         sets,
         outputs=outputs,
         read_target=target_reader(sets),
-        refine=row_refiner(rows, settings, source),
+        refine=row_refiner(rows, bands, settings, source),
         **thresholds_wanted(settings, outputs),
     )
 

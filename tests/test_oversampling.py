@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
@@ -15,7 +17,8 @@ from common.datasets import landslide_files as files
 from common.datasets import synthetic_tiles
 from common.datasets.inputs import valid_pixels
 from common.datasets.oversampling import oversample, repetitions
-from common.datasets.synthetic_tiles import thin_windows
+from common.datasets.pixel_places import add_places
+from common.datasets.synthetic_tiles import place_of, thin_windows, write_tile
 from common.errors import InputError
 
 OUTPUTS = ("low", "medium", "high")
@@ -368,3 +371,26 @@ def test_a_share_that_is_there_already_changes_nothing(tiles, tmp_path):
     before, (rows, lines, facts), _ = call(tiles, tmp_path, target=0.001)
     pd.testing.assert_frame_equal(rows, before)
     assert facts["synthetic"] == facts["added"] == 0 and "no tile is repeated" in lines[0] and len(lines) == 1
+
+
+def test_georeferenced_tiles_lie_on_one_ground_wherever_it_is(tmp_path):
+    """Pixels count from the equator: those of northern tiles are negative, as are western ones."""
+    profile = {"crs": CRS.from_epsg(4326), "width": 8, "height": 8}
+    corners = [(-100.0, 50.0), (-99.96, 50.0), (10.0, -20.0)]
+    profiles = [profile | {"transform": from_origin(*corner, 0.01, 0.01)} for corner in corners]
+    names = pd.DataFrame({"stem": ["a", "b", "c", "d"], "path": ["a.tif", "b.tif", "c.tif", "d.npy"]})
+    unknown = {"crs": None, "transform": from_origin(0, 0, 1, 1), "width": 8, "height": 8}
+    places = [place_of(add_places(names, [*profiles, unknown], []), index) for index in range(4)]
+    assert places == [("raster crs0", -5000, -10000), ("raster crs0", -5000, -9996), ("raster crs0", 2000, 1000),
+                      ("tile 3", 0, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", [(0, 1, 2), (100, 200, 300), (-1, 7, 257), (70_000, 0, 1)])
+def test_synthetic_labels_keep_raw_values_of_any_size(tmp_path, raw):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    label = np.resize(np.array([0, 1, 2, 255], np.uint8), (4, 4))
+    settings = {"raw": list(raw), "outputs": OUTPUTS}
+    write_tile(tmp_path, 0, np.ones((3, 4, 4), np.float32), label, {}, settings)
+    read_back = files.read_label(tmp_path / "labels" / "synthetic-00000.npy", dict(zip(raw, range(3), strict=True)))
+    np.testing.assert_array_equal(read_back, label)

@@ -20,7 +20,7 @@ from common.datasets.inputs import valid_pixels
 from common.datasets.smote import describe, mix_windows, nearest_windows, smote, windows_around
 from common.errors import InputError
 
-VERSION = 1  # of what is stored
+VERSION = 2  # of what is stored
 MOST_PIXELS = 50_000  # of the class that are mixed with each other; of more, so many are drawn
 MOST_WINDOWS = 4_096
 SHARED = 0.5  # of two windows that share more of their ground than this only that of more pixels of the class is kept
@@ -73,7 +73,7 @@ def hash_arrays(*arrays: np.ndarray) -> str:
 
 def place_of(rows: pd.DataFrame, index: int) -> tuple[str, int, int]:
     """(ground, y, x): the raster of a tile and its first pixel there; a ground of its own where that is not known."""
-    if {"raster", "y", "x"} <= set(rows) and rows["y"][index] >= 0:
+    if {"raster", "y", "x"} <= set(rows) and rows["raster"][index]:  # y and x are negative north and west
         return f"raster {rows['raster'][index]}", int(rows["y"][index]), int(rows["x"][index])
     return f"tile {index}", 0, 0
 
@@ -110,7 +110,8 @@ def write_tile(folder: Path, number: int, tile, label, source: dict, settings: d
         raw[IGNORED] = settings["raw"][0]
     tile[:, ~valid_pixels(tile)] = np.nan
     np.save(folder / "images" / f"{name}.npy", tile.astype(np.float32))
-    np.save(folder / "labels" / f"{name}.npy", raw[label].astype(np.uint8))
+    kind = np.result_type(np.min_scalar_type(raw.min()), np.min_scalar_type(raw.max()))
+    np.save(folder / "labels" / f"{name}.npy", raw[label].astype(kind))
     counts = np.bincount(label[label != IGNORED], minlength=len(settings["outputs"]))
     return {"id": name} | source | {f"n_{output}": int(counts[c]) for c, output in enumerate(settings["outputs"])}
 

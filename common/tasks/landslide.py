@@ -79,16 +79,31 @@ def read_rows(data: Path, settings: dict) -> pd.DataFrame:
         rows[of_label] = rows[of_label].to_numpy()[order]
         rows = rows.astype({name: float for name in files.outputs_of(rows)})
         print("SHUFFLED: labels were exchanged between tiles at random; the score must be a constant's")
-    return rows
+    return rows.assign(bands="\n".join(settings["bands"])) if settings.get("bands") else rows
+
+
+def check_rows(rows: pd.DataFrame) -> list[str]:
+    """Findings on the bands that the rows were read with, else on all of the first tile."""
+    return files.check_rows(rows, rows["bands"].iloc[0].split("\n") if "bands" in rows else None)
 
 
 def read_test(data: Path) -> pd.DataFrame:
-    """Tiles of a test folder, or of a folder without labels; where labels lie beside, the folds say which are test."""
+    """Tiles of a test folder, or of a folder without labels; where labels lie beside, the folds say which are test.
+
+    Beside folders of train and val that use the same names, test is put before those of test.
+    """
     data = Path(data)
-    own = any((data / name).is_dir() for name in files.LABELS) and not (data / "test").is_dir()
-    if own or any(part.is_dir() for part in (data / "tiles" / "train", data / "train")):
+    home = next((one for one in (data / "tiles", data) if (one / "train").is_dir()), data)
+    split, test = (home / "train").is_dir(), home / "test"
+    labelled = test if split else data
+    own = any((labelled / name).is_dir() for name in files.LABELS) and (split or not test.is_dir())
+    if own or (split and not (test / "images").is_dir()):
         return pd.DataFrame({"id": [], "path": []}, dtype=str)
-    return files.list_tiles(data)
+    tiles = files.list_tiles(home)
+    others = [home / name / "images" for name in ("train", "val") if split]
+    if {path.stem for folder in others if folder.is_dir() for path in folder.iterdir()} & set(tiles["id"]):
+        tiles["id"] = "test_" + tiles["id"]
+    return tiles
 
 
 def label_maps(rows: pd.DataFrame, settings: dict) -> dict[int, int]:
@@ -151,8 +166,11 @@ def cut(settings: dict, inside: Callable) -> None:
     labels, aoi = (inside(settings[name]) if settings[name] else None for name in ("labels", "aoi"))
     stack = out / "stack" / f"{(rasters or list(given.values()))[0].stem}.tif"
     check_output(stack, [path for path in (labels, aoi) if path])
+    known = parse_label_map(settings["label_map"])
+    known = known and files.label_map_of(None, known)
     stack_bands(stack, rasters=rasters, **given)
-    rows = cut_tiles(stack, labels, out, aoi=aoi, side=settings["side"], stride=settings["stride"])
+    tiling = {"side": settings["side"], "stride": settings["stride"]}
+    rows = cut_tiles(stack, labels, out, aoi=aoi, label_map=known, **tiling)
     print(f"cut: {len(rows)} tiles of {settings['side']} px every {settings['stride']}, in {out}; bands in {stack}")
 
 
@@ -234,7 +252,7 @@ TASK = make_segmentation_task(
     describe_folds=lambda rows, fold, group: overlap_folds.describe_folds(
         rows, fold, group, outputs=files.outputs_of(rows)
     ),
-    check_data=files.check_rows,
+    check_data=check_rows,
     study_data=study_data,
     score=partial(ordered.score, outputs_of=files.outputs_of),
     say_epoch=ordered.say_epoch,
@@ -250,7 +268,7 @@ TASK = make_segmentation_task(
     gates=ordered.GATES,
     baselines=partial(ordered.baselines, source=SOURCE, outputs_of=files.outputs_of, label_maps=label_maps),
     map_scenes=map_scenes,
-    report=partial(ordered.report, source=SOURCE, outputs_of=files.outputs_of, check_rows=files.check_rows),
+    report=partial(ordered.report, source=SOURCE, outputs_of=files.outputs_of, check_rows=check_rows),
 )
 own = {"make_spec": make_spec, "prepare": prepare_rows, "build_loss": build_loss}
 TASK = replace(TASK, **{name: partial(one, family=getattr(TASK, name)) for name, one in own.items()})

@@ -1,0 +1,63 @@
+"""Folders of a published split, and bands by name: what the scripts make of data that is not all alike."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import rasterio
+import tiny_landslide
+from tiny_landslide import call, train
+
+GIVEN = ("--task", "landslide", "--data", "data")
+
+
+def splits(home, *, same_names=False):
+    """data/tiles/{train,val,test}, the last without labels."""
+    tiny_landslide.make_hills(home / "data", splits=True)
+    shutil.rmtree(home / "data/tiles/test/labels")
+    for split in ("train", "val", "test") if same_names else ():
+        (home / f"data/tiles/{split}/tiles.csv").unlink()
+        for path in sorted((home / f"data/tiles/{split}").glob("*/*.tif")):
+            column = int(path.stem[-3:])
+            path.rename(path.with_name(f"{path.stem[:-3]}{(column - 64) % 48 if column > 63 else column:03d}.tif"))
+
+
+@pytest.mark.parametrize("same_names", [False, True])
+def test_unlabelled_test_tiles_beside_a_split_are_predicted(tmp_path, same_names):
+    """They are listed in folds.csv, predicted by every way, and their masks have the names of the tiles."""
+    splits(tmp_path, same_names=same_names)
+    call(tmp_path, "make_folds", *GIVEN)
+    folds = pd.read_csv(tmp_path / "data/folds.csv")
+    tiles = {path.name for path in (tmp_path / "data/tiles/test/images").iterdir()}
+    assert (folds["fold"] == -1).sum() == len(tiles) == 10
+    train(tmp_path, "--epochs", "1", run="split")
+    call(tmp_path, "infer", "--runs", "split", "--workers", "0", "--out", "preds", "--crf")
+    assert {path.name for path in (tmp_path / "preds/masks").iterdir()} == tiles
+
+
+def test_a_split_is_judged(tmp_path, capsys):
+    """By groups of its validation tiles: honest scores, gates, a comparison."""
+    splits(tmp_path)
+    call(tmp_path, "make_folds", *GIVEN)
+    assert "in one fold but two groups" in capsys.readouterr().out
+    train(tmp_path, run="split")
+    call(tmp_path, "ensemble", "--runs", "split", "--gates", "production", "--no-baselines", code=1)
+    out = capsys.readouterr().out
+    assert "HONEST" in out and "of 4 not met" in out and "val0001" in out
+    call(tmp_path, "ensemble", "--runs", "split", "--compare", "--no-report", "--out", "side")
+    assert len(pd.read_csv(tmp_path / "side/compare.csv")) == 1
+
+
+def test_bands_by_name_of_tiles_that_have_others(tmp_path, capsys):
+    """What all have is chosen: findings are about these, and a run is trained and reported."""
+    tiny_landslide.make_hills(tmp_path / "data")
+    path = sorted((tmp_path / "data/images").iterdir())[7]
+    with rasterio.open(path) as file:
+        bands, place = file.read(), file.transform
+    names = tiny_landslide.BANDS
+    tiny_landslide.write_raster(path, bands[1:], place, names[1:], tiny_landslide.CRS, nodata=tiny_landslide.TAG)
+    call(tmp_path, "make_folds", *GIVEN, "--folds", "2", code=2)
+    assert "choose with --bands" in capsys.readouterr().err
+    call(tmp_path, "make_folds", *GIVEN, "--folds", "2", "--bands", "soil", "slope")
+    out = capsys.readouterr().out
+    assert "band slope: no data" in out and "elevation" not in out and "ndvi" not in out

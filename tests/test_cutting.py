@@ -237,6 +237,7 @@ WRONG = {
     "no overlap": ({"labels": {"origin": (0.0, 0.0)}}, {}, "does not overlap"),
     "no CRS": ({"labels": {"crs": None, "size": (20, 20)}}, {}, "no georeference says how they lie"),
     "values": ({"labels": {"value": 9}}, {}, "labels hold 9; known are 0, 1, 2 and 255: say with --label-map"),
+    "one value": ({"labels": {"value": 0}}, {}, "labels hold 0 and nothing else; say with --label-map"),
     "map": ({}, {"label_map": {0: 0}}, "the label holds 1"),
     "empty area": ({"aoi": {"value": 0}}, {}, "no pixel of .* lies in it"),
     "area elsewhere": ({"aoi": {"origin": (0.0, 0.0)}}, {}, "does not overlap"),

@@ -1,5 +1,7 @@
 """The reader of tiles of many bands: layouts, band names, no data, label maps, places, and errors of one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,6 +79,29 @@ def test_open_values_are_an_error_and_a_map_helps(tmp_path, labels):
         files.read_rows(tmp_path)
     if (labels[0] == 0).any():
         assert files.outputs_of(files.read_rows(tmp_path, label_map={0: 0, 1: 1, 255: 255})) == files.BINARY
+
+
+def test_255_that_is_tagged_as_no_data_is_no_class(tmp_path):
+    """The tag takes 255 out of what the values mean, but not a class 0; a map that is given has the last word."""
+    for tag, value in ((255, 1), (0, 1), (0, 255)):
+        home = make_set(tmp_path / f"{tag}-{value}", [label_of(0, 255), label_of(0, value)])
+        for k, label in enumerate((label_of(0, 255 if tag else value), label_of(0, value))):
+            write_tif(home / "labels" / f"t{k}.tif", label, nodata=tag)
+        rows = files.read_rows(home)
+        assert files.label_map_of(rows) == {0: 0, value: 1}
+        np.testing.assert_allclose(rows["landslide"], [0 if tag else 0.5, 0.5])
+    mask = make_set(tmp_path / "mask", [label_of(0, 255)])
+    write_tif(mask / "labels" / "t0.tif", label_of(0, 255), nodata=255)
+    with pytest.raises(InputError, match="hold 0 and nothing else"):
+        files.read_rows(mask)
+    np.testing.assert_allclose(files.read_rows(mask, label_map={0: 0, 255: 1})["landslide"], [0.5])
+
+
+@pytest.mark.parametrize(("known", "lacking"), [({0: 0, 2: 2}, 1), ({1: 1}, 0), ({0: 0, 255: 255}, 1)])
+def test_a_map_that_skips_a_class_is_refused(tmp_path, known, lacking):
+    make_set(tmp_path, [label_of(*known)])
+    with pytest.raises(InputError, match=f"--label-map: no value belongs to class {lacking}"):
+        files.read_rows(tmp_path, label_map=known)
 
 
 def test_given_maps(tmp_path):
@@ -221,7 +246,7 @@ def test_useless_bands(tmp_path):
         write_tif(tmp_path / "images" / f"t{k}.tif", raw, names=NAMES)
     with pytest.raises(InputError, match="band soil has no data in any pixel"):
         files.check_bands(rows, ["slope", "soil"])  # what was read before the files changed is forgotten
-    with pytest.raises(InputError, match="no labelled pixel has data in all of"):
+    with pytest.raises(InputError, match="band wetness is 4 in every pixel"):  # no pixel has data in all: why
         files.read_rows(tmp_path)
 
 
@@ -243,3 +268,18 @@ def test_real_tiles(landslide_data):
     worst = rows["path"][int(np.argmax(wrong))]
     tile = files.read_tile(worst, bands)
     assert (~valid_pixels(tile)).sum() == max(wrong) and np.abs(tile).max() < 1e6
+
+
+def test_nodata_tags_and_masks_beside_a_tile_belong_to_it(tmp_path):
+    """What is cached of a tile must change with them."""
+    path = tmp_path / "a.tif"
+    write_tif(path, bands_of(0), names=NAMES, place=(0, 0))
+    assert files.files_of(str(path)) == [path] == files.label_files(str(path))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+        file.write_mask(np.arange(64).reshape(8, 8) >= 5)
+    (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset/>")
+    with rasterio.open(path) as file:
+        known = {Path(name).name for name in file.files}
+    assert known == {"a.tif", "a.tif.msk", "a.tif.aux.xml"}
+    for found in (files.files_of(str(path)), files.label_files(str(path))):
+        assert {one.name for one in found} == known

@@ -13,6 +13,7 @@ from common.datasets.scenes import HUGE
 from common.errors import InputError
 
 BAND_LIST = "bands.txt"
+SIDECARS = (".aux.xml", ".msk", ".msk.aux.xml")
 TINY = np.finfo(np.float32).tiny  # what a pixel whose values are all 0 gets in its first band: 0 means no data
 
 
@@ -23,6 +24,12 @@ def stamp(path: str | Path) -> tuple[int, int]:
     except OSError as error:
         raise InputError(f"{path}: not found; make the folds again or complete the folder") from error
     return state.st_mtime_ns, state.st_size
+
+
+def with_sidecars(path: str | Path) -> list[Path]:
+    """A raster and what GDAL keeps beside it that decides its values: nodata tags and masks."""
+    beside = (Path(f"{path}{suffix}") for suffix in SIDECARS)
+    return [Path(path), *(file for file in beside if file.is_file())]
 
 
 def load_array(path: str | Path, mode: str | None = None) -> np.ndarray:

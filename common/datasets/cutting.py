@@ -23,9 +23,10 @@ from common.datasets.raster_layers import Drawn, Layer, open_classes, values_in
 from common.errors import InputError
 from common.files import atomic_write, is_leftover, temporary_sibling
 
-VERSION = 1  # of what a cut holds
+VERSION = 2  # of what a cut holds
 FACTS = "cut.json"  # what a cut was made from
 IGNORED = 255
+PLAIN = (0, 1, 2)  # values that are classes by themselves
 LAYOUT = {"driver": "GTiff", "dtype": "float32", "nodata": np.nan, "bigtiff": "IF_SAFER", "interleave": "band"}
 
 
@@ -49,7 +50,8 @@ def cut_tiles(
     at least the share `least` has data in all bands (`bands`, None: all), lies in the area and is labelled (`share`).
     Written are images/*.tif (float32, NaN for no data), labels/*.tif (uint8 classes, IGNORED where unknown or outside
     the area), bands.txt, tiles.csv and cut.json. label_map: {raw value: class}; None: 0, 1, 2 as they are and 255
-    ignored, but where the labels hold 0 and 255 alone 255 is class 1.
+    ignored, but where the labels hold 0 and 255 alone 255 is class 1. What the labels' tag calls no data is a class
+    where the map has it (`landslide_files.read_label`). cut.json tells readers of the tiles which classes there are.
 
     The folder gets its images last, so that a cut that was killed is none. A folder cut from the same files with the
     same settings is left as it is; InputError where it holds other images.
@@ -136,15 +138,39 @@ def read_label_map(labels: list, stacks: list, given: dict | None) -> dict[int, 
     found: set[int] = set()
     for label, stack in zip(labels, stacks, strict=True):
         if label:
-            with open_classes(label, stack) as layer:
-                found |= {0, 1} if isinstance(layer, Drawn) else set(values_in(layer, most=IGNORED + 1))
-    stray = sorted(found - {0, 1, 2, IGNORED})
+            with open_classes(label, stack, PLAIN) as layer:
+                values = {0, 1} if isinstance(layer, Drawn) else set(values_in(layer, most=IGNORED + 1))
+                tag = None if isinstance(layer, Drawn) else layer.file.nodata
+            found |= values
+            if tag in PLAIN and tag in values:
+                print(f"{label}: its {tag:g} is tagged as no data, and taken for class {tag:g}; --label-map without it"
+                      " leaves it out")  # fmt: skip
+    stray = sorted(found - {*PLAIN, IGNORED})
     if stray:
         raise InputError(
             f"{next(filter(None, labels))}: the labels hold {', '.join(map(str, stray[:5]))}; known are 0, 1, 2 and"
             f" {IGNORED}: say with --label-map which class each value is"
         )
-    return {0: 0, IGNORED: 1} if found == {0, IGNORED} else {0: 0, 1: 1, 2: 2, IGNORED: IGNORED}
+    if found == {0, IGNORED}:
+        return {0: 0, IGNORED: 1}
+    if found and not found & {1, 2}:
+        raise InputError(
+            f"{next(filter(None, labels))}: the labels hold {', '.join(map(str, sorted(found)))} and nothing else; say"
+            " with --label-map which class that is, or correct the file"
+        )
+    return {k: k for k in (PLAIN if 2 in found else PLAIN[:2])} | {IGNORED: IGNORED}
+
+
+def classes_of_cut(data: Path, label_map: dict | None) -> dict[int, int] | None:
+    """{value: class} of the labels of a folder that `cut_tiles` wrote, which hold classes; None where it is no such
+    folder, or where label_map is given and is not the one it was cut with."""
+    if not (data / FACTS).is_file() or not (data / "labels").is_dir():
+        return None
+    facts = json.loads((data / FACTS).read_text())
+    cut_with = {raw: k for raw, k in facts["label_map"]}
+    if facts["version"] < 2 or label_map and {int(raw): int(k) for raw, k in label_map.items()} != cut_with:
+        return None
+    return {k: k for k in range(max(k for k in cut_with.values() if k != IGNORED) + 1)} | {IGNORED: IGNORED}
 
 
 def starts(length: int, side: int, stride: int) -> list[int]:
@@ -161,7 +187,7 @@ def cut_area(
     with ExitStack() as opened:
         layer = opened.enter_context(Layer(stack, stack))
         numbers = [layer.numbers[layer.names().index(name)] for name in names]
-        label = opened.enter_context(open_classes(area["label"], stack)) if area["label"] else None
+        label = opened.enter_context(open_classes(area["label"], stack, known)) if area["label"] else None
         aoi = opened.enter_context(open_classes(area["aoi"], stack)) if area["aoi"] else None
         places = [(y, x) for y in starts(layer.height, side, stride) for x in starts(layer.width, side, stride)]
         for y, x in places:

@@ -16,7 +16,9 @@ from common.datasets.band_tiles import (
     profile_of,
     read_bands,
     stamp,
+    with_sidecars,
 )
+from common.datasets.cutting import PLAIN, classes_of_cut
 from common.datasets.label_grids import open_raster
 from common.datasets.pixel_places import TABLE, add_places
 from common.datasets.tile_folders import LABELS, SUFFIXES, find_parts, list_files, pair_labels, unique_ids
@@ -33,10 +35,11 @@ def read_rows(data: str | Path, *, bands=None, label_map=None, require_labels: b
     width (see `add_places`); with labels also label, label_map (text, see `label_map_of`) and, per class, its share of
     the labelled pixels that have data (0 where there are none).
 
-    bands: names, any of which decides where there is no data (None: all); label_map: {raw value: class}, None: by the
-    raw values of the whole set. A test split without labels is left out where labels are required. Every tile and label
-    is read once. InputError: a tile without its label or the reverse, a band that is missing or not the same in all
-    tiles, sizes that differ, a file that cannot be read, label values that are not in the map or leave it open.
+    bands: names, any of which decides where there is no data (None: all); label_map: {raw value: class}, None: as the
+    tiles were cut (`classes_of_cut`), else by the raw values of the whole set. A test split without labels is left out
+    where labels are required. Every tile and label is read once. InputError: a tile without its label or the reverse, a
+    band that is missing or not the same in all tiles, sizes that differ, a file that cannot be read, label values that
+    are not in the map or leave it open.
     """
     parts = find_parts(data)
     if require_labels and "test" in parts and not any((parts["test"] / name).is_dir() for name in LABELS):
@@ -61,14 +64,14 @@ def read_rows(data: str | Path, *, bands=None, label_map=None, require_labels: b
     profiles = [facts["profile"] for facts in found.values()]
     check_names(rows["path"], profiles, bands)
     rows = add_places(rows, profiles, tables).drop(columns="stem")
-    known = label_map_of(rows, label_map, {label: facts["values"] for label, facts in found.items()})
+    known = label_map_of(rows, classes_of_cut(Path(data), label_map) or label_map,
+                         {label: facts["meant"] for label, facts in found.items()})  # fmt: skip
     return add_shares(rows.assign(label_map=map_text(known)), chosen, known)
 
 
 def list_tiles(folder: str | Path) -> pd.DataFrame:
     """Rows (id, path) of tiles to be predicted: of test/, tiles/test/ or the folder's own images/, or of a folder of
-    tiles; none where there is nothing of the kind.
-    """
+    tiles; none where there is nothing of the kind."""
     folder = Path(folder)
     homes = [folder / "test" / "images", folder / "tiles" / "test" / "images", folder / "images", folder]
     for home in homes:
@@ -95,11 +98,10 @@ def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> p
 
 def class_counts(path: str, label: str, bands, known: dict[int, int]) -> np.ndarray:
     """(K,) int: labelled pixels of a tile that have data, by class."""
-    found, counts = scan(path, label, bands)["values"], np.zeros(len(outputs_of(known)), np.int64)
-    check_values(label, found, {IGNORED: 0} | known)
-    for value, pixels in found.items():
-        k = known.get(int(value), IGNORED)
-        if k != IGNORED:
+    found, counts = scan(path, label, bands), np.zeros(len(outputs_of(known)), np.int64)
+    check_values(label, [v for v in found["values"] if v != found["tag"]], {IGNORED: 0} | known)
+    for value, pixels in found["values"].items():
+        if (k := known.get(value, IGNORED)) != IGNORED:
             counts[k] += pixels
     return counts
 
@@ -121,21 +123,22 @@ def map_text(known: dict[int, int]) -> str:
 
 
 def label_map_of(rows: pd.DataFrame, given: dict | None = None, values: dict | None = None) -> dict[int, int]:
-    """{raw value: class} of rows: as given, as `read_rows` has noted, else by the values of all labels.
+    """{raw value: class} of rows: as `read_rows` has noted, as given, else by the values of all labels.
 
-    values: {label file: its values}, None: they are read.
+    values: {label file: `values_of`}, None: they are read. rows may be None where the map is given.
     0 and 1 alone: two classes; 0 and 255 alone: two classes, 255 the second; with a 2: three classes, 255 ignored.
-    InputError: a class that does not exist (0..2; 255 for ignored), values that are none of these sets or open.
+    InputError: a class that does not exist (0..2; 255 for ignored) or has no value, values that are open.
     """
+    if rows is not None and "label_map" in rows:
+        return dict(tuple(map(int, item.split("="))) for item in rows["label_map"].iloc[0].split())
     if given:
         known = {int(raw): int(k) for raw, k in given.items()}
-        wrong = [f"{raw}={k}" for raw, k in known.items() if k not in (0, 1, 2, IGNORED)]
-        if wrong or not {1, 2} & set(known.values()):
-            said = f"{wrong[0]} is no class" if wrong else "no value belongs to class 1 or 2"
-            raise InputError(f"--label-map: {said}; classes are 0, 1 and (of three) 2, and 255 for what is ignored")
+        wrong = [f"{raw}={k} is no class" for raw, k in known.items() if k not in (*PLAIN, IGNORED)]
+        classes = range(3 if 2 in known.values() else 2)
+        wrong += [f"no value belongs to class {k}" for k in classes if k not in known.values()]
+        if wrong:
+            raise InputError(f"--label-map: {wrong[0]}; classes are 0, 1 and (of three) 2, and 255 for what is ignored")
         return known
-    if "label_map" in rows:
-        return dict(tuple(map(int, item.split("="))) for item in rows["label_map"].iloc[0].split())
     values = {label: values_of(*load_label(label)) for label in rows["label"]} if values is None else values
     for path, found in values.items():
         check_values(path, found, (0, 1, 2, IGNORED))
@@ -157,15 +160,13 @@ def check_values(path: str, values, known) -> None:
     stray = [f"{value:g}" for value in values if value not in known]
     if stray:
         named = ", ".join(stray[:5]) + (f" and {len(stray) - 5} more" if len(stray) > 5 else "")
-        raise InputError(
-            f"{path}: the label holds {named}; known are {', '.join(map(str, known))}: correct the file or give"
-            " --label-map"
-        )
+        raise InputError(f"{path}: the label holds {named}; known are {', '.join(map(str, known))}: correct the file or"
+                         " give --label-map")  # fmt: skip
 
 
 def values_of(raw: np.ndarray, nodata: float | None) -> list[float]:
-    """The values of a label, without NaN and what its tag calls no data, unless that is a class."""
-    return [v for v in np.unique(raw).tolist() if v == v and (v != nodata or v in (0, 1, 2, IGNORED))]
+    """The values of a label, without NaN and what its tag calls no data, unless that is a class by itself."""
+    return [v for v in np.unique(raw).tolist() if v == v and (v != nodata or v in PLAIN)]
 
 
 # files
@@ -210,13 +211,12 @@ def read_label(path: str | Path, label_map: dict) -> np.ndarray:
 
 
 def label_files(path: str) -> list[Path]:
-    return [Path(path)]
+    return with_sidecars(path)
 
 
 def files_of(path: str) -> list[Path]:
-    """The files that a tile is read from: its own and, if there is one, its bands.txt."""
-    table = band_list(path)
-    return [Path(path), *([table] if table else [])]
+    """The files that a tile is read from: its own, those beside it and, if there is one, its bands.txt."""
+    return [*with_sidecars(path), *filter(None, [band_list(path)])]
 
 
 def size_of(path: str) -> tuple[int, int]:
@@ -230,9 +230,9 @@ def size_of(path: str) -> tuple[int, int]:
 
 def scan(path: str, label: str, bands) -> dict:
     """What a tile and its label hold, kept until the files change: {"profile", "values" {raw label value: pixels with
-    data}, "low", "high" (C,) least and largest value of each band where it has data (inf, -inf where it has none),
-    "missing" (C,) pixels, "empty" pixels without data, "pixels"}. InputError: the label is of another size.
-    """
+    data}, "meant" (`values_of`), "tag" (no data of the label), "low", "high" (C,) least and largest value of each band
+    where it has data (inf, -inf where it has none), "missing" (C,) pixels, "empty" pixels without data, "pixels"}.
+    InputError: the label is of another size."""
     return scanned(path, label, tuple(bands), stamp(path), stamp(label))
 
 
@@ -246,7 +246,9 @@ def scanned(path: str, label: str, bands: tuple, _tile: tuple, _label: tuple) ->
     there = [part[~gone] for part, gone in zip(tile, missing, strict=True)]
     return {
         "profile": profile,
-        "values": {value: int(((raw == value) & ~empty).sum()) for value in values_of(raw, nodata)},
+        "values": {value: int(((raw == value) & ~empty).sum()) for value in values_of(raw, None)},
+        "meant": values_of(raw, nodata),
+        "tag": nodata,
         "low": np.array([part.min() if part.size else np.inf for part in there]),
         "high": np.array([part.max() if part.size else -np.inf for part in there]),
         "missing": missing.sum(axis=(1, 2)),
@@ -257,8 +259,7 @@ def scanned(path: str, label: str, bands: tuple, _tile: tuple, _label: tuple) ->
 
 def check_names(paths, profiles: list[dict], bands=None) -> None:
     """InputError: tiles whose bands differ from the first tile's, where all or numbered ones are used, or one without
-    a band of those given.
-    """
+    a band of those given."""
     first = profiles[0]["names"]
     numbered = bands is None or any(NUMBERED.match(name) for name in bands)
     for path, profile in zip(paths, profiles, strict=True):

@@ -1,6 +1,6 @@
 """Rasters and polygons read by window on the grid of one raster: float32, NaN where they know nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,11 @@ GEOD = pyproj.Geod(ellps="WGS84")
 class Layer:
     """An open raster on the grid of another; close it, or use it in a `with`. One thread at a time may read."""
 
-    def __init__(self, path: str | Path, grid: str | Path, resampling: Resampling = Resampling.bilinear):
-        """grid: the raster whose pixels are read. InputError: unreadable, no CRS to warp by, not of the same area."""
+    def __init__(
+        self, path: str | Path, grid: str | Path, resampling: Resampling = Resampling.bilinear, data: Collection = ()
+    ):
+        """grid: the raster whose pixels are read; data: values that are data even where the file's tag has them for no
+        data. InputError: unreadable, no CRS to warp by, not of the same area."""
         self.path, self.grid = Path(path), profile_of(grid)
         self.height, self.width = self.grid["height"], self.grid["width"]
         said = "" if Path(path) == Path(grid) else grid_difference(path, grid).replace("the tile", Path(grid).name)
@@ -41,7 +44,11 @@ class Layer:
         self.masked = MaskFlags.per_dataset in flags and not said  # warping has left out what is masked
         if said:
             print(f"{path}: {said}; brought onto its grid ({resampling.name})")
-            self.source = WarpedVRT(self.file, **self.grid, resampling=resampling, dtype="float32", nodata=np.nan)
+            tag = {"src_nodata": None} if self.file.nodata in data else {}
+            self.source = WarpedVRT(
+                self.file, **self.grid, resampling=resampling, dtype="float32", nodata=np.nan, **tag
+            )
+        self.nodata = [None if value in data else value for value in self.source.nodatavals]
 
     def __enter__(self) -> "Layer":
         return self
@@ -84,7 +91,7 @@ class Layer:
         values = raw.astype(np.float32)
         values[~(np.abs(values) <= HUGE)] = np.nan
         for band, number in enumerate(numbers):
-            nodata = self.source.nodatavals[number - 1]
+            nodata = self.nodata[number - 1]
             if nodata is not None and not np.isnan(nodata):
                 values[band, raw[band] == nodata] = np.nan
             values[band] = values[band] * self.file.scales[number - 1] + self.file.offsets[number - 1]
@@ -125,11 +132,14 @@ class Drawn:
         return out
 
 
-def open_classes(path: str | Path, grid: str | Path) -> Layer | Drawn:
-    """A raster of classes, by the nearest pixel where its grid differs, or the polygons of a vector file."""
+def open_classes(path: str | Path, grid: str | Path, data: Collection = ()) -> Layer | Drawn:
+    """A raster of classes, by the nearest pixel where its grid differs, or the polygons of a vector file.
+
+    data: values that are classes even where the file's tag has them for no data.
+    """
     if Path(path).suffix.lower() in VECTORS:
         return Drawn(path, grid)
-    layer = Layer(path, grid, Resampling.nearest)
+    layer = Layer(path, grid, Resampling.nearest, data)
     if len(layer.numbers) != 1:
         layer.__exit__()
         raise InputError(f"{path}: {len(layer.numbers)} bands of classes; write one value a pixel in one band")

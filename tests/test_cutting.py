@@ -215,6 +215,16 @@ def test_the_same_cut_is_left_as_it_is_and_another_is_refused(tmp_path, capsys):
     assert json.loads((tmp_path / "tiles" / "cut.json").read_text())["side"] == 32
 
 
+def test_a_mask_beside_a_label_changes_the_cut(tmp_path):
+    stack, labels = write(tmp_path / "area.tif", image()), write(tmp_path / "l.tif", classes())
+    call(tmp_path, stack, labels)
+    (tmp_path / "l.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><NoDataValue>2</NoDataValue></PAMRasterBand></PAMDataset>'
+    )
+    with pytest.raises(InputError, match="other files or settings"):
+        call(tmp_path, stack, labels)
+
+
 def test_a_cut_is_the_same_on_a_second_run(tmp_path):
     stack, labels = write(tmp_path / "area.tif", image()), write(tmp_path / "l.tif", classes())
     call(tmp_path / "one", stack, labels)

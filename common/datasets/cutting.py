@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
-from common.datasets.band_tiles import BAND_LIST
+from common.datasets.band_tiles import BAND_LIST, with_sidecars
 from common.datasets.cache import content_hash
 from common.datasets.label_grids import SHAPEFILE
 from common.datasets.pixel_places import COLUMNS, TABLE
@@ -114,7 +114,8 @@ def hash_area(area: dict) -> list[str]:
     files = [Path(area[kind]) for kind in ("stack", "label", "aoi") if area[kind]]
     beside = [path.with_suffix(suffix) for path in files if path.suffix.lower() == ".shp" for suffix in SHAPEFILE]
     given = [kind for kind in ("label", "aoi") if area[kind]]
-    return [area["name"], *given, *(content_hash(path) for path in [*files, *beside] if path.is_file())]
+    every = [one for path in files for one in with_sidecars(path)] + beside
+    return [area["name"], *given, *(content_hash(path) for path in every if path.is_file())]
 
 
 def stack_names(areas: list[dict], bands: Sequence[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
 from rasterio.transform import array_bounds
 
 from common.errors import InputError
@@ -29,11 +30,15 @@ def add_places(rows: pd.DataFrame, profiles: list[dict], tables: list[Path]) -> 
     height and width are the tile's own size, y and x its upper left pixel in the raster (they may be negative where a
     georeference tells them), all four in pixels of the raster; of tiles whose place is unknown raster is "" and y, x,
     height, width are -1. profiles: {"width", "height", "crs", "transform"} of each tile; tables: tiles.csv files, of
-    which the first that names a tile counts. InputError: a table that lacks a column or holds no numbers.
+    which the first that names a tile counts; rasters of a table whose tiles share ground by their georeference are
+    placed by that. Says so, and how many rasters names alone make. InputError: a table that lacks a column or holds no
+    numbers.
     """
     cells = [cell_of(name) for name in rows["stem"]]
-    places = by_table(rows, tables)
-    for source in (by_georeference(profiles), by_cell(cells, profiles)):
+    ground, named = by_georeference(profiles), by_cell(cells, profiles)
+    places = merge_rasters(by_table(rows, tables), ground)
+    say_named([name for name, *others in zip(named, places, ground, strict=True) if name and not any(others)])
+    for source in (ground, named):
         places = [place or other for place, other in zip(places, source, strict=True)]
     places = [place or ("", -1, -1, -1, -1) for place in places]
     rows = rows.assign(row=[row for row, _, _ in cells], col=[col for _, col, _ in cells])
@@ -87,6 +92,38 @@ def by_georeference(profiles: list[dict]) -> list[tuple | None]:
         for k, *place in zip(members, *(part.astype(int).tolist() for part in (top, left, height, width)), strict=True):
             places[k] = (f"crs{number}", *place)
     return places
+
+
+def merge_rasters(places: list[tuple | None], ground: list[tuple | None]) -> list[tuple | None]:
+    """Places of a table, those of rasters that share ground with another instead by the georeference of their tiles.
+
+    Rasters of which some tile has none stay as the table says.
+    """
+    names = np.array([place[0] if place else "" for place in places], object)
+    unplaced = {name for name, other in zip(names, ground, strict=True) if not other}
+    known = np.array([name not in unplaced | {""} for name in names], bool)
+    shared: set[str] = set()
+    for system in sorted({ground[k][0] for k in np.flatnonzero(known)}):
+        members = np.array([k for k in np.flatnonzero(known) if ground[k][0] == system])
+        top, left, height, width = np.array([ground[k][1:] for k in members], float).T
+        boxes = shapely.box(left + 0.5, top + 0.5, left + width - 0.5, top + height - 0.5)  # edges may touch
+        first, second = names[members[shapely.STRtree(boxes).query(boxes, predicate="intersects")]]
+        shared |= {*first[first != second], *second[first != second]}
+    if shared:
+        print(f"{TABLE}: rasters {some_of(shared)} share ground by the georeference of their tiles, which places them")
+    return [other if name in shared else place for name, place, other in zip(names, places, ground, strict=True)]
+
+
+def say_named(places: list[tuple]) -> None:
+    """A line where names alone place tiles in several rasters, which are taken for as many places."""
+    rasters = {place[0] for place in places}
+    if len(rasters) > 1:
+        print(f"{len(places)} tiles are placed by their names alone, in {len(rasters)} rasters ({some_of(rasters)}) that"
+              f" are taken for separate ground; if they show the same, say so in a {TABLE}")  # fmt: skip
+
+
+def some_of(names) -> str:
+    return ", ".join(sorted(names)[:4]) + (" …" if len(names) > 4 else "")
 
 
 def by_cell(cells: list[tuple], profiles: list[dict]) -> list[tuple | None]:

@@ -1,4 +1,4 @@
-"""What an ordinal segmenter has in place of a softmax head, attention to places, and biases that start at a prior."""
+"""What an ordinal segmenter has in place of a softmax head, attention to places, and a softmax head's prior."""
 
 from collections.abc import Sequence
 
@@ -32,24 +32,16 @@ class OrderedBiases(nn.Module):
 
     def __init__(self, levels: int):
         super().__init__()
-        self.first = nn.Parameter(torch.zeros(()))
-        self.steps = nn.Parameter(torch.zeros(levels - 1)) if levels > 1 else None
-        self.set(torch.full((levels + 1,), 1 / (levels + 1)))
+        above = torch.arange(levels, 0, -1) / (levels + 1)
+        biases = (above / (1 - above)).log()  # a score of 0 stands for equal shares
+        self.first = nn.Parameter(biases[0].clone())
+        inverse = (biases[:-1] - biases[1:]).expm1().log()  # of softplus
+        self.steps = nn.Parameter(inverse) if levels > 1 else None
 
     def biases(self) -> torch.Tensor:
         """(L,) falling."""
         first = self.first[None]
         return first if self.steps is None else torch.cat([first, first - F.softplus(self.steps).cumsum(0)])
-
-    @torch.no_grad()
-    def set(self, shares: torch.Tensor):
-        """Biases by which a score of 0 stands for these shares of the classes (all above 0)."""
-        above = shares.flip(0).cumsum(0).flip(0)[1:]
-        below = shares.cumsum(0)[:-1]
-        biases = (above / below).log()  # the logit of `above`
-        self.first.copy_(biases[0])
-        if self.steps is not None:
-            self.steps.copy_((biases[:-1] - biases[1:]).expm1().log())  # the inverse of softplus
 
     def forward(self, score: torch.Tensor) -> torch.Tensor:
         return score + self.biases().view(1, -1, 1, 1)
@@ -80,21 +72,13 @@ def last_convolution(module: nn.Module) -> list[nn.Conv2d]:
 
 
 def start_at_prior(model, shares: Sequence[float]) -> None:
-    """Biases of a Segmenter's head by which the new model answers with these shares of its classes.
+    """Biases of a Segmenter's softmax head by which the new model answers with these shares of its classes.
 
     Of a class of a few pixels in a thousand a model that begins at even odds first learns everything else, and then
     calls the class what shows nothing of that: its probability stays near .5 (Lin et al. 2017, section 3.3). Nothing
-    changes where there is no such bias (mask2former answers by queries, but of coral the levels start there).
+    changes where there is no such bias: mask2former answers by queries, ordinal heads begin at equal shares.
     """
     shares = torch.tensor(list(shares), dtype=torch.float64).clamp_min(1e-6)
-    shares = shares / shares.sum()
-    if model.head == "coral":
-        model.ordinal.levels.set(shares)
-        return
-    answers = shares.log()
-    if model.head == "corn":
-        reached = shares.flip(0).cumsum(0).flip(0)  # P(y >= k)
-        answers = (reached[1:] / shares[:-1]).log()  # logit of P(y > k | y >= k)
-    for part in last_convolution(model.ordinal or model.net.segmentation_head):
+    for part in last_convolution(model.net.segmentation_head):
         with torch.no_grad():
-            part.bias.copy_(answers)
+            part.bias.copy_((shares / shares.sum()).log())

@@ -65,8 +65,9 @@ class Segmenter(nn.Module):
     head       "softmax": K logits; "coral", "corn": K - 1 levels of ordered classes, see common/ordinal.py
     spatial_attention   on the features before the "head", or on the deepest of the encoder ("bottleneck")
 
-    `net` is the smp model with smp's names: for arch unet with attention none or scse and stem half, the state dict
-    is that of smp.Unet under `net.`. Raises InputError for names and combinations that cannot be built.
+    `net` is the smp model with smp's names: for arch unet with attention none or scse, stem half, head softmax and no
+    spatial attention the state dict is that of smp.Unet under `net.`. Raises InputError for names and combinations
+    that cannot be built.
     """
 
     def __init__(

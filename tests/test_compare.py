@@ -18,6 +18,7 @@ from common.outputs.compare_tables import (
     scores_of,
     variants_of,
 )
+from common.outputs.shared_sections import interval_text
 
 BASE = {"encoder": "resnet50", "attention": "none", "smote": False, "loss": ["focal=.7"], "data": "here", "run": ""}
 FULL = BASE | {"encoder": "efficientnet-b4", "attention": "head", "smote": True}
@@ -176,6 +177,17 @@ def test_scores_follow_their_seeds(compared):
     assert found.loc[123, "kappa"] == table.set_index("run")["kappa"]["v1-s123 + CRF"]
 
 
+def test_what_a_switch_turns_off_is_no_difference():
+    off = BASE | {"smote_k": 5, "head": "softmax", "ordinal_weight": 0.3}
+    runs = settings_of(a=(off, (1,)), b=(off | {"smote_k": 7, "ordinal_weight": 0.1}, (2,)),
+                       c=(off | {"smote_k": 9, "smote": True}, (1,)), d=(off | {"smote": True}, (1,)))  # fmt: skip
+    one, on, other = recipes_of(runs, FREE)
+    assert one.runs == {1: "a-s1", 2: "b-s2"}, "one recipe of two seeds"
+    assert change_of(one, on) == {"smote": "off → on"} and change_of(on, other) == {"smote_k": "9 → 5"}
+    coral = recipes_of(settings_of(a=(off, (1,)), e=(off | {"head": "coral", "ordinal_weight": 0.5}, (1,))), FREE)
+    assert change_of(*coral) == {"head": "softmax → coral"}
+
+
 # the page
 
 
@@ -204,6 +216,19 @@ def test_the_page_has_every_section_and_the_published_rows_first(tmp_path, compa
     assert "14 lines" not in html and f"{len(table)} lines" in text_of(html, "Every run")
     assert html.count("<figure") == html.count("<svg viewBox") == len(METRICS)
     assert f"{summary['kappa'].max():.4f}" in html.split("<nav")[0] and "of 3 recipes (8 runs)" in html
+
+
+def test_the_page_says_what_a_gain_is_of_and_on_how_few_groups_intervals_stand(tmp_path, compared):
+    recipes, table = compared
+    assert "at most two settings" in text_of(page_of(tmp_path, table, recipes), "What each ingredient gave")
+    for groups, few in ((2, True), (5, False)):
+        html = page_of(tmp_path, table.assign(groups=[np.nan] + [groups] * (len(table) - 1)), recipes)
+        assert (f"bootstrap over {groups} groups of tiles: too few for 95 %" in text_of(html, "Every run")) == few
+    assert "too few" not in page_of(tmp_path, table, recipes)
+    interval = {"difference": 0.1, "low95": 0.05, "high95": 0.2, "against": "one"}
+    for groups, few in ((2, True), (5, False)):
+        text = interval_text({"interval": interval | {"groups": groups}})
+        assert (f"over {groups} groups, too few for 95 %)" in text) == few
 
 
 def test_the_page_escapes_names_once(tmp_path):

@@ -11,6 +11,7 @@ from common.outputs.compare_tables import (
     Recipe,
     differing,
     ingredient_table,
+    matters,
     mean_name,
     recipe_table,
     said,
@@ -26,12 +27,14 @@ from common.outputs.report import (
     frame_table,
     headline,
     is_missing,
+    notice,
     number,
     panels,
     paragraph,
     table,
     write_report,
 )
+from common.outputs.shared_sections import FEW_GROUPS
 
 MOST = 12  # metrics of a report; all are in compare.csv
 DRAWN = 6  # of them
@@ -92,8 +95,9 @@ def ingredients_section(gains: pd.DataFrame, metrics: Sequence[str]) -> list[str
     if gains.empty:
         text = "No two recipes differ in one or two settings alone: train one that leaves a single ingredient out."
         return [paragraph(text, kind="why alone")]
-    text = "Difference between two recipes that differ in this alone, seed by seed where both have the seed: mean ± "
-    text += "standard deviation over seeds. A mean smaller than its deviation is no gain that these runs can show."
+    text = "Difference between two recipes that differ in this alone, at most two settings (of two the gain is that of "
+    text += "both together), seed by seed where both have the seed: mean ± standard deviation over seeds. "
+    text += "A mean smaller than its deviation is no gain that these runs can show."
     if (gains["seeds"] == 0).any():
         text += " Seeds 0: the two have none in common, their means are compared."
     return [paragraph(text), text_table(gains, ("change", "from", "to", "seeds"), metrics, signed=True)]
@@ -150,9 +154,20 @@ def settings_section(recipes: Sequence[Recipe]) -> list[str]:
         return [paragraph("The recipes have the same settings.", kind="why alone")]
     columns = [column("setting", "Setting", "name")]
     columns += [column(place, recipe.name, "value") for place, recipe in enumerate(recipes)]
-    lines = [{"setting": key} | {place: said(one.settings.get(key)) for place, one in enumerate(recipes)}
+    lines = [{"setting": key} | {place: said(one.settings.get(key)) if matters(key, one.settings) else DASH
+                                   for place, one in enumerate(recipes)}
              for key in keys]  # fmt: skip
     return [table(columns, lines)]
+
+
+def runs_section(scores: pd.DataFrame) -> list[str]:
+    """All lines, and on how few groups their intervals stand."""
+    blocks = [details(counted(len(scores), "line"), frame_table(scores, digits=4, signed=("against first",)))]
+    groups = scores["groups"].max() if "groups" in scores else np.nan
+    if groups < FEW_GROUPS:
+        text = f"The intervals (low95, high95) are a bootstrap over {groups:.0f} groups of tiles: too few for 95 %."
+        blocks.insert(0, notice(text, label="Few groups", warn=True))
+    return blocks
 
 
 def head_of(summary: pd.DataFrame, metric: str, recipes: Sequence[Recipe]) -> list[str]:
@@ -184,7 +199,7 @@ def write_compare_report(
         "Against the first": change_section(summary, published, metrics),
         "What each ingredient gave": ingredients_section(gains, metrics),
         "Settings that differ": settings_section(recipes),
-        "Every run": [details(counted(len(scores), "line"), frame_table(scores, digits=4, signed=("against first",)))],
+        "Every run": runs_section(scores),
     }
     sections = [{"title": name, "blocks": blocks} for name, blocks in parts.items()]
     head = head_of(summary, metrics[0], recipes)

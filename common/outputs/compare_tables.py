@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 SEED = "seed"
-OFF = (None, False, 0, "none", [])
+OFF = (None, False, 0, "none", "softmax", [])
+SWITCHES = {"smote": ("smote_k", "smote_mode"), "oversample_target": ("oversample_class",), "head": ("ordinal_weight",)}
 FEW = 2  # settings that may differ between two recipes whose difference is laid to them
 
 
@@ -35,11 +36,12 @@ def recipes_of(settings: Mapping[str, Mapping], free: set[str]) -> list[Recipe]:
     for run, values in settings.items():
         kept = {key: value for key, value in values.items() if key not in free | {SEED}}
         seed = values.get(SEED, 0)
-        alike = [recipe for recipe in found if recipe.settings == kept and seed not in recipe.runs]
+        one = Recipe(run, {seed: run}, kept)
+        alike = [recipe for recipe in found if not differing([recipe, one]) and seed not in recipe.runs]
         if alike:
             alike[0].runs[seed] = run
         else:
-            found.append(Recipe(run, {seed: run}, kept))
+            found.append(one)
     named = [Recipe(shared_name(recipe.runs), recipe.runs, recipe.settings) for recipe in found]
     once = len({recipe.name for recipe in named}) == len(named)
     return named if once else found
@@ -87,10 +89,16 @@ def recipe_table(table: pd.DataFrame, recipes: Sequence[Recipe], metrics: Sequen
     return pd.DataFrame(lines)
 
 
+def matters(key: str, settings: Mapping) -> bool:
+    """Whether a setting does anything: what its switch turns off does not."""
+    return not any(settings.get(switch, True) in OFF for switch, names in SWITCHES.items() if key in names)
+
+
 def differing(recipes: Sequence[Recipe]) -> list[str]:
-    """Settings that are not the same in all recipes."""
+    """Settings that are not the same in all recipes in which they matter."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe.settings)
-    return [key for key in keys if any(r.settings.get(key) != recipes[0].settings.get(key) for r in recipes)]
+    used = {key: [recipe.settings.get(key) for recipe in recipes if matters(key, recipe.settings)] for key in keys}
+    return [key for key, values in used.items() if any(value != values[0] for value in values)]
 
 
 def said(value) -> str:

@@ -10,6 +10,8 @@ from common.outputs.curves import LOWEST_SCORE, key_to_lines, learning_panels
 from common.outputs.predictions import listed
 from common.outputs.report import column, details, findings_list, heading, ladder, number, paragraph, table
 
+FEW_GROUPS = 5  # under which a bootstrap tells little: draws of two groups are of three kinds
+
 
 def with_log_scores(member: dict) -> dict:
     """The member with `logs` that have lines, `folds`, and score_best and score_last where they were not given.
@@ -63,6 +65,7 @@ def interval_text(facts: dict) -> str:
     low, high = interval["low95"], interval["high95"]
     verdict = "the difference is not established" if low <= 0 <= high else "the difference holds"
     over = f" over {interval['groups']} groups" if interval.get("groups") else " over groups"
+    over += ", too few for 95 %" if interval.get("groups", FEW_GROUPS) < FEW_GROUPS else ""
     gain, low, high = (number(value, 4, signed=True) for value in (interval["difference"], low, high))
     return paragraph(
         f"The honest score against {interval['against']}, post-processed alike: {gain}, 95 % interval {low} to {high} "

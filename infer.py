@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.datasets.folds import TEST, join_folds, read_folds
+from common.datasets.folds import ALWAYS, TEST, join_folds, read_folds
 from common.engine import device as devices
 from common.engine import runs
 from common.engine.checkpoint import build, checkpoint_file
@@ -25,6 +25,7 @@ from common.settings import peek, positive
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
+SETS = {"test": ("pred", "prob"), "oof": ("oof", "oof"), "train": ("train", "train")}  # rows -> set, folder of maps
 SCENE_BATCH = 4  # windows a step at most where no number is given: that of training may fill a whole card with 512 px
 
 
@@ -34,7 +35,8 @@ def parser_of(task):
     what.add_argument("--runs", nargs="+", type=Path, required=True, help="run folders; several are averaged")
     what.add_argument("--fold", type=int, nargs="+", help="only these folds (default: all of the run)")
     what.add_argument("--use", choices=("ema", "last", "best"), help="weights (default: as the run was trained with)")
-    what.add_argument("--rows", choices=("test", "oof"), default="test", help="test, or each fold's validation rows")
+    what.add_argument("--rows", choices=list(SETS), default="test",
+                      help="test, each fold's validation rows, or each row by a fold trained on it")  # fmt: skip
     if task.map_scenes:
         what.add_argument("--scene", nargs="+", type=Path, help="map these rasters, or those of a folder, instead")
     what.add_argument("--tta", nargs="*", default=[], metavar="VIEW", help="views beside the identity, e.g. hflip swap")
@@ -85,7 +87,7 @@ def load_run(run: Path, task, wanted, use: str | None, device):
 
 
 def predict_run(session, run: Path, machine, rows):
-    """Frame of one run: test rows by the mean of all folds, or each fold's validation rows by that fold."""
+    """Frame of one run: test rows by the mean of all folds, else each row once by the fold that `rows_of_fold` says."""
     task, args = session.task, session.args
     loaded = load_run(run, task, args.fold, args.use, machine.device)
     if args.rows == "oof" and loaded[0][0] == "all":
@@ -102,14 +104,34 @@ def predict_run(session, run: Path, machine, rows):
         dropped = task.dropped_ids(runs.run_settings(run))
         joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv", dropped=dropped)
         for fold, model, content in loaded:
-            part = joined[joined["fold"] == int(fold)].reset_index(drop=True)
+            part = rows_of_fold(joined, fold, args.rows)
+            if not len(part):  # a single fold is not trained on its own rows
+                continue
             predicted = predict_rows(task, [model], part, content["spec"], settings, machine, progress=fold, **options)
-            frames.append(task.make_frame(predicted, content["spec"], part).assign(fold=int(fold)))
+            frames.append(with_fold(task.make_frame(predicted, content["spec"], part), part))
             bad += bad_ids(predicted)
     print(f"{run.name}: {len(loaded)} folds x {len(views)} views ({' '.join(views)}), {sum(map(len, frames))} rows")
     facts = {"run": run.name, "folds": [fold for fold, _, _ in loaded], "views": views, "task": task.name}
     facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": task.units}
     return task.concat(frames), facts, bad
+
+
+def rows_of_fold(rows, fold: str, which: str):
+    """The rows that a fold's model predicts. oof: those it is validated on; train: those of the fold before, which it
+    was trained on, the first also those trained on always; a full fit all. Together these are each row once."""
+    if fold == "all":
+        held = (rows["fold"] >= 0) | (rows["fold"] == ALWAYS)
+    elif which == "oof":
+        held = rows["fold"] == int(fold)
+    else:
+        before = (int(fold) - 1) % (rows["fold"].max() + 1)
+        held = rows["fold"].isin(({before} - {int(fold)}) | ({ALWAYS} if fold == "0" else set()))
+    return rows[held].reset_index(drop=True)
+
+
+def with_fold(frame, rows):
+    """A set with the fold that its rows are validated in."""
+    return frame.assign(fold=frame["id"].map(rows.set_index("id")["fold"]).to_numpy(int))
 
 
 def predict_test(task, loaded, rows, settings, machine, *, folder: Path, **options):
@@ -139,7 +161,7 @@ def out_folder(args) -> Path:
 def maps_folder(args, run: Path) -> Path:
     """Where the maps of one run are kept: the set's own place, or beside it where several runs are averaged."""
     folder = out_folder(args) if len(args.runs) == 1 else out_folder(args) / run.name
-    return folder / ("prob" if args.rows == "test" else "oof")
+    return folder / SETS[args.rows][1]
 
 
 def bad_ids(predicted: dict) -> list[str]:
@@ -147,7 +169,10 @@ def bad_ids(predicted: dict) -> list[str]:
 
 
 def read_post(found: list[Path], task):
-    """post.json of one run; for several, what their mean's out-of-fold predictions teach. None: uncalibrated."""
+    """post.json of one run; for several, what their mean's out-of-fold predictions teach. None: uncalibrated.
+
+    What the rows alone teach is not fitted again: it is that of the first run, and the folds of all are the same.
+    """
     paths = [run / "post.json" for run in found]
     learnt = [json.loads(path.read_text()) for path in paths if path.is_file()]
     if len(found) == 1 and learnt and learnt[0]:
@@ -155,7 +180,7 @@ def read_post(found: list[Path], task):
     if len(found) > 1 and len(learnt) == len(found) and all(learnt):
         with tempfile.TemporaryDirectory() as folder:
             frame = task.mean_sets({run.name: task.read_run(run) for run in found}, Path(folder))
-            return task.fit_post(task.truth_of(frame), frame)
+            return learnt[0] | task.fit_post(task.truth_of(frame), frame)
     why = "empty" if learnt and not all(learnt) else "missing (not all folds are trained)"
     print(f"uncalibrated: post.json is {why}, nothing learnt is applied")
     return None
@@ -167,7 +192,7 @@ def main(argv=None):
     known = runs.run_settings(runs.find_run(first)) if first else {}
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
     exported = any(peek(argv, f"--{name}") for name in task.exports)
-    split = None if exported or peek(argv, "--scene") else "train" if peek(argv, "--rows") == "oof" else "test"
+    split = None if exported or peek(argv, "--scene") else "test" if peek(argv, "--rows") in (None, "test") else "train"
     session = begin(parser_of(task), task, argv, split=split, without=("batch_size", "use"))
     args = session.args
     found = [runs.find_run(run) for run in args.runs]
@@ -193,7 +218,7 @@ def main(argv=None):
 def read_asked(session, run: Path):
     """The rows of --rows: test rows, which are those of the run's folds where the data has no others, or all of it."""
     task, settings = session.task, runs.run_settings(run)
-    if session.args.rows == "oof":
+    if session.args.rows != "test":
         return task.read_rows(session.data, settings)
     rows = task.read_test(session.data)
     folds = read_folds(run / "folds.csv")
@@ -249,8 +274,8 @@ def export(session, found, machine) -> int:
 def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
     """preds/<name>/: pred.csv and spec.json, and what is handed in. Exit code 3 if an image could not be read."""
     task, args = session.task, session.args
-    out, kind = out_folder(args), "pred" if args.rows == "test" else "oof"
-    frame = task.mean_sets(sets, out / ("prob" if args.rows == "test" else "oof"))
+    out, (kind, maps) = out_folder(args), SETS[args.rows]
+    frame = task.mean_sets(sets, out / maps)
     path = task.write_set(out, kind, frame)
     atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
     print(f"predictions: {path}")
@@ -260,7 +285,8 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
         for line in task.score_hidden(final, session.data):
             print(line)
     else:
-        print(f"out-of-fold score {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
+        what = "out-of-fold score" if args.rows == "oof" else "score of what was trained on"
+        print(f"{what} {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
     for row in bad:
         print(f"unreadable image: {row} got {task.bad_answer}", file=sys.stderr)
     return 3 if bad and not args.allow_bad_images else 0

@@ -14,6 +14,7 @@ from common.outputs.masks import holds_logit, logit_of, read_beside, read_probs,
 from common.outputs.predictions import listed
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
+TRAINED = "train_counts.csv"  # of rows that a model was trained on: no set to blend or to judge by
 SHOWN = 6  # tiles whose masks stay in memory, for pictures
 
 
@@ -66,7 +67,7 @@ def write_set(folder: Path, kind: str, frame: pd.DataFrame) -> Path:
     table = frame.drop(columns=[name for name in ("mask", "values") if name in frame])
     if "prob" in table:
         table = table.assign(prob=[os.path.relpath(path, folder) for path in table["prob"]])
-    return atomic_write(Path(folder) / NAMES[kind], table.to_csv(index=False))
+    return atomic_write(Path(folder) / {**NAMES, "train": TRAINED}[kind], table.to_csv(index=False))
 
 
 def read_set(path: Path) -> pd.DataFrame:

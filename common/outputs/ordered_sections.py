@@ -27,7 +27,7 @@ from common.outputs.report import (
 )
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
-OURS, BASELINE = "this judgement", "logistic regression"
+OURS, BASELINE, SUCCESS = "this judgement", "logistic regression", "success rate: tiles trained on"
 MEASURES = {
     "kappa": "Cohen's kappa",
     "linear_kappa": "Kappa, linear weights",
@@ -99,16 +99,22 @@ def ranking_section(facts: dict) -> list[str]:
     why = "not defined: the class is not in the truth."
     blocks = [paragraph(text), table(columns, records, why=why), heading("Prediction rate")]
     lines = [OURS] if logistic is None else [OURS, BASELINE]
+    lines += [SUCCESS] if "success rate" in judgement["curves"] else []
     words = (
         "How much of a class lies in the area of highest susceptibility, on tiles left out. The area under the curve "
         "is .5 without skill."
+    )
+    words += (
+        " The success rate is that of models on tiles they were trained on; what it has more does not hold elsewhere."
+        if SUCCESS in lines
+        else " The success rate, on tiles trained on, is left out: infer.py --rows train and --success add it."
     )
     blocks += [paragraph(words), key_to_lines(lines), rate_panels(judgement, logistic, facts["outputs"])]
     return blocks if logistic is not None else [*blocks, no_logistic()]
 
 
 def rate_panels(judgement: Mapping, logistic: Mapping | None, outputs) -> str:
-    """A panel per class above the first: found share over area share, ours and the regression's."""
+    """A panel per class above the first: found share over area share, ours, the regression's and the success rate."""
     blocks = []
     for name, curve in judgement["curves"]["prediction rate"].items():
         curves = [curve]
@@ -116,6 +122,9 @@ def rate_panels(judgement: Mapping, logistic: Mapping | None, outputs) -> str:
             curves.append(rate_curve(logistic["hist"], at_least=list(outputs).index(name)))
         words = upward(name, outputs)
         areas = f"{number(curve.auc)}" + "".join(f", of the regression {number(one.auc)}" for one in curves[1:])
+        if "success rate" in judgement["curves"]:
+            curves.append(judgement["curves"]["success rate"][name])
+            areas += f", of the success rate {number(curves[-1].auc)}"
         drawing = rate_figure(curves, f"rate-{len(blocks)}", words)
         blocks.append(figure(drawing, title=words.capitalize(), caption=f"area under the curve {areas}", hero=True))
     return panels(blocks, pairs=True)

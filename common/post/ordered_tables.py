@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.area_accuracy import olofsson
-from common.metrics.ordered_scores import POWER, bin_values
+from common.metrics.ordered_scores import POWER, bin_values, ranked_histogram
 from common.metrics.ordinal import BINS, RateCurve, rate_curve
-from common.post.mask_blend import Sample
+from common.ordinal import susceptibility
+from common.outputs.masks import read_beside
+from common.post.mask_blend import Sample, member_prob
 from common.post.susceptibility import WAYS, apply_isotonic, fit_isotonic, fit_temperature, tempered
 
 DRAWN = 500  # pixels of every mapped class that the area sample holds
@@ -153,6 +155,23 @@ def area_line(name: str, output: str, mapped: float, found, whole, k) -> dict:
 def rate_curves(hist, outputs: Sequence[str]) -> dict[str, RateCurve]:
     """{class: prediction rate of it and all higher ones by the susceptibility}, of CURVE_POINTS points at most."""
     return {name: thinned_curve(rate_curve(hist, at_least=k)) for k, name in enumerate(outputs) if k}
+
+
+def set_histogram(frame: pd.DataFrame, classes: int) -> np.ndarray:
+    """(classes, BINS) pixels of a set by the true class that lies beside its maps and their susceptibility."""
+    hist = np.zeros((classes, BINS), np.int64)
+    for index, path in enumerate(frame["prob"]):
+        target, valid = read_beside(path, "target"), read_beside(path, "valid")
+        prob = member_prob(frame, index, target.shape, classes, "the set")
+        hist += ranked_histogram(susceptibility(prob, 0), target, valid, classes=classes)
+    return hist
+
+
+def rate_table(curves: Mapping[str, Mapping[str, RateCurve]]) -> pd.DataFrame:
+    """class, and the area under each kind of its curves."""
+    lines = [{"class": name, **{kind: one[name].auc for kind, one in curves.items()}}
+             for name in next(iter(curves.values()))]  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def thinned_curve(curve: RateCurve, most: int = CURVE_POINTS) -> RateCurve:

@@ -90,7 +90,7 @@ class Task:
     experiment: str = ""  # of --mlflow (default: the task's name)
     read_set: Callable[[Path], pd.DataFrame]  # a prediction set, out-of-fold or test
     read_run: Callable[[Path], pd.DataFrame]  # the out-of-fold set of a run folder
-    write_set: Callable[[Path, str, pd.DataFrame], Path]  # (folder, "oof" or "pred", set)
+    write_set: Callable[[Path, str, pd.DataFrame], Path]  # (folder, "oof", "pred" or "train", set)
     truth_of: Callable[[pd.DataFrame], pd.DataFrame]  # rows as an out-of-fold set itself knows them
     mean_sets: Callable[[dict, Path], pd.DataFrame]  # ({name: set}, folder for its maps): their mean
     concat: Callable[[list], pd.DataFrame]  # sets of different rows as one

@@ -298,3 +298,33 @@ def test_compared_thresholds_are_fitted_without_the_part(data):
     assert fitted.loc["m1", "kappa"] != plain.loc["m1", "kappa"]
     given = ordered_judge.compare(rows, sets, **reads(truths), thresholds=[0.4995, 0.4995, 0.001]).set_index("run")
     assert given.loc["m0", "recall_high"] > plain.loc["m0", "recall_high"] + 0.1
+
+
+def test_one_set_is_judged_once(data):
+    """A blend of one is that one: three masks of a tile are refined (fitted; honest without and with thresholds)."""
+    rows, sets, truths = data
+    asked = []
+
+    def refine(row):
+        def refined(prob, valid):
+            asked.append(row["id"])
+            return prob
+
+        return refined
+
+    one = ordered_judge.judge(rows, {"m0": sets["m0"]}, **reads(truths), **SETTINGS, refine=refine)
+    assert len(asked) == 3 * TILES
+    line = one["gains"].set_index("set").loc["m0"]
+    assert line["none"] + line["both"] == pytest.approx(one["scores"]["honest"], abs=1e-12)
+
+
+def test_compare_and_judge_say_the_same_of_a_set(data):
+    """With the seed and the morphology of the call."""
+    rows, sets, truths = data
+    one, post = {"m1": sets["m1"]}, {"min_area": [9, 9], "fill_holes": 5}
+    for seed in (0, 7):
+        judged = ordered_judge.judge(rows, one, **reads(truths), kind="mean", seed=seed, morphology=post)
+        line = ordered_judge.compare(rows, one, **reads(truths), thresholds=True, seed=seed, morphology=post).iloc[0]
+        assert line["kappa"] == pytest.approx(judged["scores"]["honest"], abs=1e-12)
+        plain = ordered_judge.compare(rows, one, **reads(truths), thresholds=True, seed=seed).iloc[0]
+        assert plain["kappa"] != line["kappa"]

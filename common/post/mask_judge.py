@@ -92,10 +92,13 @@ def count_tiles(rows, frames, fits: Mapping, *, read_target, classes: int, morph
         nodata.append(np.count_nonzero(~valid))
         honest = used_mix(probs, fits["nested"][index]["weights"])
         jobs = {BLEND: (honest, fits["nested"][index]["thresholds"])}
-        jobs |= {name: (prob, fits["single"][name][index]) for name, prob in zip(frames, probs, strict=True)}
+        if len(frames) > 1:
+            jobs |= {name: (prob, fits["single"][name][index]) for name, prob in zip(frames, probs, strict=True)}
         for name, (prob, thresholds) in jobs.items():
             for variant, counts in variant_counts(prob, target, valid, thresholds, cleaning).items():
                 found[name][variant].append(counts)
+    if len(frames) == 1:  # a blend of one is that one
+        found |= dict.fromkeys(frames, found[BLEND])
     stacked = {name: {variant: np.stack(c) for variant, c in one.items()} for name, one in found.items()}
     return {"fitted": np.stack(fitted), "nodata": np.array(nodata), "sets": stacked}
 
@@ -108,12 +111,13 @@ def cleaning_of(row, morphology: Mapping, refine: Callable | None) -> dict:
 def fit_all(sample: Sample, kind: str, part, *, members: Sequence[str], seed: int, thresholds) -> dict:
     """The blend of all tiles, and what was fitted without each tile's part: {"blend", "nested", "single"}.
 
-    nested: per tile {"weights", "thresholds"} of the blend; single: {member: per tile its thresholds}.
+    nested: per tile {"weights", "thresholds"} of the blend; single: {member: per tile its thresholds}, empty where the
+    one member is the blend.
     """
     parts = part.max() + 1
     refits = refit(sample, kind, parts, thresholds)
     single = {}
-    for index, name in enumerate(members):
+    for index, name in enumerate(members if len(members) > 1 else ()):
         alone = refit(sample.member(index), "mean", parts, thresholds)
         single[name] = [alone[p]["thresholds"] for p in part]
     blend = fit_blend(sample, kind, members=members, seed=seed, thresholds=thresholds)

@@ -217,6 +217,14 @@ def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> 
     return pass_gates(task, judgement, session.settings.get("gates"))
 
 
+def check_gated(settings: dict) -> None:
+    """InputError for gates where nothing is judged by them: a call that asks for them must be able to fail."""
+    for job in ("preds", "compare", "fit_post"):
+        if settings.get("gates") and settings[job]:
+            raise InputError(f"--gates {settings['gates']}: does nothing with --{job.replace('_', '-')}; give it in a "
+                             "call that judges --runs or --oof")  # fmt: skip
+
+
 def pass_gates(task, judgement: dict, level: str | None) -> int:
     """0 where no gates were asked for or all are passed, else 1; prints the table and the verdict."""
     if level is None:
@@ -238,6 +246,7 @@ def main(argv=None):
     split = "train" if first else "test" if peek(argv, "--preds") else None
     session = begin(parser_of(task), task, argv, split=split)
     args = session.args
+    check_gated(session.settings)
     task.check_jobs(session.settings)
     if args.preds:
         return apply_saved(session)

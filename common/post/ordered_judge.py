@@ -175,18 +175,22 @@ def compare(
     refine: Callable | None = None,
     thresholds: bool | Sequence[float] = False,
     aim: Metric | None = None,
+    morphology: Mapping | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Sets side by side, a line each, `run`: first what gates name (`gate_names`), then quadratic kappa, mean IoU, IoU
     and F1 of every class, AUROC, and the difference of kappa to the first line with its 95 % interval (paired bootstrap
     over the groups of the rows).
 
-    Masks are the argmax, by fitted thresholds (True) honest, or by the K numbers given. With `refine` (of `judge`) each
+    Masks are the argmax, by fitted thresholds (True) honest, or by the K numbers given, and cleaned as `morphology`
+    says. A line has the scores that `judge` gives that set alone with this seed. With `refine` (of `judge`) each
     set has a second line, its masks refined; rho and AUROC are those before it, as in `judge`.
     """
     ids, frames = align_sets(sets)
     rows, classes = rows_of(rows, ids), len(outputs)
-    chosen = compared_thresholds(rows, frames, classes, read_target, thresholds, aim)
-    counts, hists = count_sets(rows, frames, chosen, read_target=read_target, classes=classes, refine=refine)
+    chosen = compared_thresholds(rows, frames, classes, read_target, thresholds, aim, seed)
+    counts, hists = count_sets(rows, frames, chosen, read_target=read_target, classes=classes, refine=refine,
+                               morphology=morphology or {})  # fmt: skip
     nothing, first, lines = np.zeros(len(rows), np.int64), next(iter(counts.values())), []
     for name, table in counts.items():
         scores = count_scores(table.sum(0), outputs)
@@ -200,13 +204,13 @@ def compare(
     return pd.DataFrame(lines)
 
 
-def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted, aim=None) -> dict[str, list]:
+def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted, aim, seed: int) -> dict[str, list]:
     """{set: per tile its K thresholds}: equal, given, or fitted without the tile's part."""
     if wanted is not True:
         given = [1 / classes] * classes if wanted is False else list(wanted)
         return {name: [given] * len(rows) for name in frames}
     part = parts_of(rows["group"])
-    sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=0, metric=KAPPA,
+    sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=seed, metric=KAPPA,
                          aim=aim)  # fmt: skip
     found = {}
     for index, name in enumerate(frames):
@@ -215,7 +219,7 @@ def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted
     return found
 
 
-def count_sets(rows, frames: Mapping, chosen: Mapping, *, read_target, classes: int, refine) -> tuple[dict, dict]:
+def count_sets(rows, frames: Mapping, chosen: Mapping, *, read_target, classes: int, refine, morphology) -> tuple:
     """({line of the comparison: (n, K, K) counts}, {the same: (K, bins) susceptibility}), each map read once."""
     counts, hists = {}, {name: np.zeros((classes, BINS), np.int64) for name in frames}
     suffixes = ("", WITH_CRF) if refine else ("",)
@@ -226,7 +230,8 @@ def count_sets(rows, frames: Mapping, chosen: Mapping, *, read_target, classes: 
             prob = member_prob(frame, index, target.shape, classes, name)
             hists[name] += ranked_histogram(susceptibility(prob, 0), target, valid, classes=classes)
             for suffix in suffixes:
-                mask = finish_mask(prob, valid, thresholds=chosen[name][index], refine=refined if suffix else None)
+                mask = finish_mask(prob, valid, thresholds=chosen[name][index], refine=refined if suffix else None,
+                                   **morphology)  # fmt: skip
                 counts.setdefault(name + suffix, []).append(confusion(target, mask, valid, classes))
     hists = {name + suffix: hist for name, hist in hists.items() for suffix in suffixes}
     return {name: np.stack(tables) for name, tables in counts.items()}, hists

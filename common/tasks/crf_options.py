@@ -1,6 +1,7 @@
 """The dense CRF as options of infer.py and ensemble.py: which bands guide it, and how it is asked for a tile."""
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 
@@ -17,35 +18,47 @@ from common.tasks.segmentation_spec import few
 
 FLAG = argparse.BooleanOptionalAction
 CRF_OPTIONS = {field.name: field.name if field.name != "iterations" else "crf_iterations" for field in fields(Crf)}
+USUAL = {"crf": False, "crf_bands": []} | {option: getattr(Crf, field) for field, option in CRF_OPTIONS.items()}
 
 
 def add_crf_options(parser) -> None:
     crf = parser.add_argument_group("dense CRF")
-    crf.add_argument("--crf", action=FLAG, default=False, help="classes follow the edges of bands")
+    crf.add_argument("--crf", action=FLAG, help="classes follow the edges of bands (default: as the blend was judged, "
+                     "which holds for all numbers, else off)")  # fmt: skip
     crf.add_argument("--crf-bands", nargs="+", default=[], metavar="BAND",
                      help="whose edges, by name (default: the first three)")  # fmt: skip
-    crf.add_argument("--crf-iterations", type=int, default=Crf.iterations, help="of the mean field")
-    crf.add_argument("--spatial-weight", type=float, default=Crf.spatial_weight, metavar="PX",
-                     help="reach of the Gaussian term")  # fmt: skip
-    crf.add_argument("--compat-spatial", type=float, default=Crf.compat_spatial, help="strength of the Gaussian term")
-    crf.add_argument("--bilateral-sxy", type=float, default=Crf.bilateral_sxy, metavar="PX",
-                     help="reach of the bilateral term in pixels")  # fmt: skip
-    crf.add_argument("--bilateral-srgb", type=float, default=Crf.bilateral_srgb, metavar="GREY",
-                     help="and in grey levels of a band, 32 to a standard deviation")  # fmt: skip
-    crf.add_argument("--compat-bilateral", type=float, default=Crf.compat_bilateral, help="its strength")
+    crf.add_argument("--crf-iterations", type=int, help=f"of the mean field ({Crf.iterations})")
+    crf.add_argument("--spatial-weight", type=float, metavar="PX",
+                     help=f"reach of the Gaussian term ({Crf.spatial_weight:g})")  # fmt: skip
+    crf.add_argument("--compat-spatial", type=float, help=f"strength of the Gaussian term ({Crf.compat_spatial:g})")
+    crf.add_argument("--bilateral-sxy", type=float, metavar="PX",
+                     help=f"reach of the bilateral term in pixels ({Crf.bilateral_sxy:g})")  # fmt: skip
+    crf.add_argument("--bilateral-srgb", type=float, metavar="GREY", help="and in grey levels of a band, 32 to a "
+                     f"standard deviation ({Crf.bilateral_srgb:g})")  # fmt: skip
+    crf.add_argument("--compat-bilateral", type=float, help=f"its strength ({Crf.compat_bilateral:g})")
 
 
 def crf_of(settings: dict) -> Crf | None:
     """The dense CRF that the options ask for; InputError for an option that says how, without --crf."""
-    given = {field: settings[option] for field, option in CRF_OPTIONS.items()}
-    if settings["crf"] and settings["crf_iterations"] < 0:
-        raise InputError(f"--crf-iterations {settings['crf_iterations']}: give a number of at least 0")
+    given = {field: getattr(Crf, field) if settings[option] is None else settings[option]
+             for field, option in CRF_OPTIONS.items()}  # fmt: skip
+    if settings["crf"] and given["iterations"] < 0:
+        raise InputError(f"--crf-iterations {given['iterations']}: give a number of at least 0")
     if settings["crf"]:
         return Crf(**given)
     changed = [CRF_OPTIONS[field] for field in given if given[field] != getattr(Crf, field)]
     for option in [*changed, *(["crf_bands"] if settings["crf_bands"] else [])]:
         raise InputError(f"--{option.replace('_', '-')}: says how the CRF works, which is off; add --crf")
     return None
+
+
+def judged_with(settings: dict, there: list[str]) -> dict:
+    """{option: value} of the CRF of a judgement, for its blend; there: names of the bands."""
+    crf = crf_of(settings)
+    if crf is None:
+        return {"crf": False}
+    numbers = {option: getattr(crf, field) for field, option in CRF_OPTIONS.items()}
+    return {"crf": True, "crf_bands": guide_bands(settings, there)} | numbers
 
 
 def band_statistics(paths, source: Source, bands) -> dict[str, list[float]]:
@@ -89,9 +102,17 @@ def refiner(paths: dict[str, str], post: dict | None, settings: dict, source: So
     mean, deviation = zip(*(known[band] for band in bands), strict=True)
 
     def of_tile(name: str) -> Callable:
+        guide, done = None, {}  # a judge asks for the same probabilities again
+
         def refined(prob: np.ndarray, valid: np.ndarray) -> np.ndarray:
-            tile = source.read_tile(paths[name], bands)
-            return refine(prob, guide_of(tile, mean, deviation, valid_pixels(tile)), valid, **asdict(crf))
+            nonlocal guide
+            if guide is None:
+                tile = source.read_tile(paths[name], bands)
+                guide = guide_of(tile, mean, deviation, valid_pixels(tile))
+            key = hashlib.sha256(prob.tobytes() + valid.tobytes()).digest()
+            if key not in done:
+                done[key] = refine(prob, guide, valid, **asdict(crf))
+            return done[key]
 
         return refined
 

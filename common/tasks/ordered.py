@@ -27,9 +27,17 @@ from common.outputs.segmentation_report import write_segmentation_report
 from common.post import ordered_judge
 from common.post.morphology import finish_mask
 from common.post.ordered_judge import KAPPA
-from common.tasks.crf_options import add_crf_options, crf_of, refiner, row_refiner, training_bands
+from common.tasks import crf_options
+from common.tasks.crf_options import add_crf_options, crf_of, judged_with, refiner, row_refiner, training_bands
 from common.tasks.segmentation_options import add_post_options
-from common.tasks.segmentation_post import chosen_thresholds, morphology_of, target_reader, wanted_thresholds
+from common.tasks.segmentation_post import (
+    MORPHOLOGY,
+    as_judged,
+    chosen_thresholds,
+    morphology_of,
+    target_reader,
+    wanted_thresholds,
+)
 
 FLAG = argparse.BooleanOptionalAction
 # kappa, precision of the middle class, recall of the highest, Spearman's rho of class and susceptibility
@@ -73,6 +81,17 @@ def add_post(parser) -> None:
     """Options of infer.py and ensemble.py: how probabilities become classes."""
     add_post_options(parser)
     add_crf_options(parser)
+
+
+def settled(settings: dict, post: dict | None) -> dict:
+    """The settings in which CRF and morphology, where the call leaves them open, are as a blend was judged (its post),
+    else the usual ones."""
+    post = post or {}
+    saved = post.get("crf", {})
+    if settings["crf"] is False and saved:
+        saved = {"crf": saved["crf"]}  # its numbers say nothing any more
+    saved = {name: post[name] for name in MORPHOLOGY if name in post} | saved
+    return as_judged(settings, saved, MORPHOLOGY | crf_options.USUAL)
 
 
 def aims_of(outputs: tuple[str, ...]) -> dict[str, Metric]:
@@ -122,6 +141,7 @@ def fit_post(rows, frame, settings: dict | None = None, *, source: Source, outpu
 
 def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict, list_tiles: Callable) -> pd.DataFrame:
     """The masks as they are handed in: columns "mask", uint8 (H,W) of classes, and "values", the raw value of each."""
+    settings = settled(settings, post)
     masks, raw, of_tile = [], [], None
     if crf_of(settings):
         tiles = list_tiles(settings["data"], frame["id"])
@@ -153,6 +173,7 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, out
     learnt = judgement["blend"]["post"]  # applied to test sets by --blend, as post.json is by infer.py
     if level_of(settings) and len(outputs) > 2:
         learnt["aims"] = {level_of(settings): learnt["thresholds"]}
+    learnt["crf"] = judged_with(settings, list(bands))
     if bands:
         learnt["bands"] = bands
     return judgement | {"metrics": dict.fromkeys(NAMES, np.nan) | judgement["metrics"]}
@@ -167,6 +188,8 @@ def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, o
         outputs=outputs,
         read_target=target_reader(sets),
         refine=row_refiner(rows, bands, settings, source),
+        morphology=morphology_of(settings, len(outputs)),
+        seed=settings["seed"],
         **thresholds_wanted(settings, outputs),
     )
 

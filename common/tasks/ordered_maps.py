@@ -20,7 +20,7 @@ from common.post.susceptibility import BREAKS, WAYS, calibrated, susceptibility_
 from common.post.thresholds import over_thresholds
 from common.tasks import scene_jobs
 from common.tasks.crf_options import CRF_OPTIONS, crf_of, guide_bands
-from common.tasks.ordered import thresholds_of
+from common.tasks.ordered import settled, thresholds_of
 from common.tasks.ordered_truth import say_truth
 from common.tasks.scene_jobs import LOOK, MapKind, add_window_options, grid_of, map_tags
 
@@ -214,6 +214,7 @@ def map_scenes(paths, models, post, views, settings, machine, folder: Path) -> b
     """scene_jobs.map_scenes of ordered classes: per scene <stem>_class.tif (uint8, NODATA where there is none),
     <stem>_susceptibility.tif (float32 0..1, NaN), <stem>_susceptibility_class.tif (uint8, steps at --breaks) and a
     picture <stem>.jpg, in <folder>/scenes. Susceptibility is of the probabilities before thresholds and CRF."""
+    settings = settled(settings, post)
     if relative := models[0][1]["scaling"].get("relative"):
         print(f"{', '.join(relative)}: relative to the mean of a window, in training to that of a tile; best is a "
               "--window of their side")  # fmt: skip

@@ -164,9 +164,10 @@ def add_post_options(parser) -> None:
     post = parser.add_argument_group("post-processing")
     post.add_argument("--thresholds", nargs="+", default=["fitted"], metavar="fitted|argmax|T",
                       help="of the classes: fitted on out-of-fold predictions, none, or a number for each")  # fmt: skip
-    post.add_argument("--min-area", type=int, nargs="+", default=[0], metavar="PX",
-                      help="components under it are dropped; one number, or one per class but the first")  # fmt: skip
-    post.add_argument("--fill-holes", type=int, default=0, metavar="PX", help="holes under so many pixels are filled")
+    post.add_argument("--min-area", type=int, nargs="+", metavar="PX", help="components under it are dropped; one "
+                      "number, or one per class but the first (default: as the blend was judged, else 0)")  # fmt: skip
+    post.add_argument("--fill-holes", type=int, metavar="PX",
+                      help="holes under so many pixels are filled (default likewise)")  # fmt: skip
 
 
 def add_options(parser, script: str, bands: tuple[str, ...], *, binary: bool, ordered: bool, post: Callable) -> None:

@@ -17,6 +17,8 @@ from common.post import mask_judge
 from common.post.morphology import finish_mask
 from common.post.thresholds import checked_thresholds
 
+MORPHOLOGY = {"min_area": [0], "fill_holes": 0}  # where neither the call nor a blend says anything
+
 
 def target_reader(sets: dict[str, pd.DataFrame]) -> Callable:
     """read(row) -> (target uint8 (H,W), valid bool (H,W)): the truth that lies beside the first set's maps."""
@@ -32,14 +34,50 @@ def target_reader(sets: dict[str, pd.DataFrame]) -> Callable:
 
 def morphology_of(settings: dict, classes: int) -> dict:
     """min_area (one per class after the first) and fill_holes of finish_mask. InputError for wrong numbers."""
-    areas = list(settings["min_area"])
+    asked = {name: usual if settings[name] is None else settings[name] for name, usual in MORPHOLOGY.items()}
+    areas = list(asked["min_area"])
     areas = areas * (classes - 1) if len(areas) == 1 else areas
-    if len(areas) != classes - 1 or min(areas) < 0 or settings["fill_holes"] < 0:
+    if len(areas) != classes - 1 or min(areas) < 0 or asked["fill_holes"] < 0:
         raise InputError(
-            f"--min-area {' '.join(map(str, settings['min_area']))}: give one number of pixels, or {classes - 1}, "
+            f"--min-area {' '.join(map(str, asked['min_area']))}: give one number of pixels, or {classes - 1}, "
             "one per class after the first; 0 switches it off (--fill-holes likewise)"
         )
-    return {"min_area": areas, "fill_holes": settings["fill_holes"]}
+    return {"min_area": areas, "fill_holes": asked["fill_holes"]}
+
+
+def as_judged(settings: dict, saved: dict, usual: dict) -> dict:
+    """The settings in which what the call leaves open (None, no words) is as a blend was judged, else as usual.
+
+    saved: {option: value} of the judgement; usual: {option: default}. A line says what is taken over, and where the
+    call goes another way.
+    """
+    left = [name for name in usual if settings[name] is None or settings[name] == []]
+    done = settings | {name: saved.get(name, usual[name]) for name in left}
+    alike = [name for name in left if name in saved and saved[name] != usual[name] and any_of(saved[name])]
+    other = [name for name in saved if name not in left and spread(done[name], saved[name]) != saved[name]]
+    option = {name: name.replace("_", "-") for name in usual}
+    parts = [f"as the blend was judged: {', '.join(f'{option[n]} {said(saved[n])}' for n in alike)}"] if alike else []
+    if other:
+        then = (f"{option[n]} {said(done[n])} (then: {said(saved[n])})" for n in other)
+        parts += [f"not as it was judged: {', '.join(then)}; its score is not that of these masks"]
+    if parts:
+        print("; ".join(parts))
+    return done
+
+
+def any_of(value) -> bool:
+    return any(value) if isinstance(value, list) else bool(value)
+
+
+def spread(value, like):
+    """One number for all classes as a number for each."""
+    return value * len(like) if isinstance(value, list) and len(value) == 1 else value
+
+
+def said(value) -> str:
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def wanted_thresholds(settings: dict, classes: int) -> bool | list[float]:
@@ -75,6 +113,8 @@ def apply_post(frame: pd.DataFrame, post: dict | None, settings: dict, *, values
 
     values: {number of classes: their raw values}.
     """
+    saved = {name: post[name] for name in MORPHOLOGY if name in (post or {})}
+    settings = as_judged(settings, saved, MORPHOLOGY)
     masks, raw = [], []
     for path in prob_paths("the set", frame):
         prob, valid = read_probs(path), read_beside(path, "valid")
@@ -103,6 +143,11 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callabl
 
 
 def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, outputs_of: Callable) -> pd.DataFrame:
+    """Of the argmax, by the counts that were kept. InputError for morphology, which they know nothing of."""
+    for name in MORPHOLOGY:
+        if any_of(settings[name]):
+            raise InputError(f"--{name.replace('_', '-')}: --compare is of counts that training kept; leave it out, or "
+                             "judge a run by itself (without --compare)")  # fmt: skip
     return mask_judge.compare(rows, sets, outputs=outputs_of(next(iter(sets.values()))))
 
 

@@ -233,7 +233,7 @@ def test_wrong_rasters(tmp_path, capsys):
 
     def wrong(*words, names, data=True):
         fails(capsys, tmp_path, "make_folds", *TASK, *words, names=names, data=data)
-        assert not (tmp_path / "data/images").exists()
+        assert not (tmp_path / "data/images").exists() and not list((tmp_path / "data").glob("stack/*"))
 
     wrong(*RASTERS, data=False, names=("--raster", "--data"))
     wrong(*RASTERS[:2], names=("--raster", "--labels"))
@@ -241,6 +241,8 @@ def test_wrong_rasters(tmp_path, capsys):
     wrong(*RASTERS[2:], names=("--labels", "--raster"))
     wrong("--aoi", "rasters/aoi.tif", names=("--aoi", "--raster"))
     wrong(*RASTERS, "--side", "32", "--stride", "64", names=("--stride", "--side"))
+    wrong(*RASTERS, "--label-map", "0=0", "2=2", names=("--label-map", "class 1"))
+    wrong(*RASTERS, "--aoi", "rasters/image.tif", names=("rasters/image.tif", "2 bands of classes"))
     words = ("--raster", "rasters/cover.tif", *RASTERS[2:], "--dem", "rasters/image.tif")
     wrong(*words, names=("image.tif", "2 bands", "--dem"))
     wrong("--raster", "rasters/none.tif", *RASTERS[2:], names=("rasters/none.tif",))

@@ -424,7 +424,8 @@ def test_tiles_are_cut_from_rasters_and_folded(tmp_path, capsys):
         np.testing.assert_array_equal(label, wanted)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut/images").iterdir()}
     call(tmp_path, *CUT, "--aoi", "rasters/aoi.tif")
-    assert "left as it is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stacked before" in said and "cut before" in said and said.count("left as it is") == 2
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cut/images").iterdir()}
     call(tmp_path, *CUT, code=2)
     assert "other files or settings" in capsys.readouterr().err

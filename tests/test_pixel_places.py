@@ -50,7 +50,7 @@ def test_rasters_that_names_make_are_told(capsys):
     rows = pd.DataFrame({"stem": names, "path": names})
     rasters = add_places(rows, [profile(0, 0, placed=False)] * 3, [])["raster"]
     assert rasters.tolist() == ["2019", "2020", "2020"]
-    assert "3 tiles are placed by their names alone, in 2 rasters (2019, 2020)" in capsys.readouterr().out
+    assert "3 tiles are placed by names alone, in 2 rasters (2019, 2020)" in capsys.readouterr().out
     add_places(rows, [profile(0, 0)] * 3, [])
     add_places(rows.iloc[1:], [profile(0, 0, placed=False)] * 2, [])
     assert not capsys.readouterr().out

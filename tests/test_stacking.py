@@ -1,13 +1,16 @@
 """Rasters of several grids as one of named bands: values, warping, no data, metres."""
 
+import functools
+
 import numpy as np
 import pytest
 import rasterio
 from raster_files import ORIGIN, UTM, image, read, write
 from rasterio.transform import from_origin
 
+from common.datasets import stacking
 from common.datasets.raster_layers import pixel_metres
-from common.datasets.stacking import stack_bands
+from common.datasets.stacking import keep_stack, stack_bands
 from common.datasets.terrain import TERRAIN, terrain_bands
 from common.errors import InputError
 
@@ -154,3 +157,25 @@ def test_a_stack_never_replaces_what_it_is_made_from(tmp_path):
         with pytest.raises(InputError, match="dem.tif is that file"):
             stack_bands(out, rasters=[scene], dem=dem)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_stack_is_made_again_only_where_a_file_changed(tmp_path, monkeypatch, capsys):
+    scene, dem = write(tmp_path / "scene.tif", image(20, 20)), write(tmp_path / "dem.tif", image(20, 20, 1))
+    made, real = [], stack_bands
+
+    def counted(out, **sources):
+        made.append(sources)
+        return real(out, **sources)
+
+    monkeypatch.setattr(stacking, "stack_bands", counted)
+    keep = functools.partial(keep_stack, tmp_path / "out" / "s.tif", rasters=[scene], dem=dem)
+    assert keep() == keep() == tmp_path / "out" / "s.tif" and len(made) == 1
+    assert "stacked before from the same files" in capsys.readouterr().out
+    write(scene, image(20, 20, seed=8))
+    assert np.array_equal(read(keep())[0][:2], image(20, 20, seed=8)) and len(made) == 2
+    (tmp_path / "bands.txt").write_text("a\nb\n")
+    assert read(keep())[1][:2] == ("a", "b") and len(made) == 3
+    (tmp_path / "out" / "s.tif").write_bytes(b"II")
+    assert len(read(keep())[1]) > 2 and len(made) == 4
+    keep_stack(tmp_path / "out" / "s.tif", rasters=[scene])
+    assert len(made) == 5 and keep() and keep() and len(made) == 6

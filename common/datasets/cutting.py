@@ -57,9 +57,7 @@ def cut_tiles(
     same settings is left as it is; InputError where it holds other images.
     """
     areas = make_areas(stacks, labels, aoi)
-    if side < 1 or not 1 <= stride <= side or not 0 <= least <= 1:
-        raise InputError(f"tiles of {side} px every {stride} px with {least:g} valid: --stride must be 1 to --side, and"
-                         " the share 0 to 1")  # fmt: skip
+    check_tiling(side, stride, least)
     known = read_label_map([area["label"] for area in areas], [area["stack"] for area in areas], label_map)
     names = stack_names(areas, bands)
     settings = {"side": side, "stride": stride, "least": least, "bands": names, "label_map": sorted(known.items())}
@@ -90,6 +88,22 @@ def cut_tiles(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return table.reset_index(drop=True)
+
+
+def check_tiling(side: int, stride: int, least: float = 0.25) -> None:
+    if side < 1 or not 1 <= stride <= side or not 0 <= least <= 1:
+        raise InputError(f"tiles of {side} px every {stride} px with {least:g} valid: --stride must be 1 to --side, and"
+                         " the share 0 to 1")  # fmt: skip
+
+
+def check_cut(label, aoi, grid, label_map: dict | None, *, side: int, stride: int) -> dict[int, int]:
+    """The label map of a cut of a stack on the grid of a raster. InputError as of `cut_tiles`, before the stack, which
+    may take long, is made."""
+    check_tiling(side, stride)
+    for path in filter(None, (label, aoi)):
+        with open_classes(path, grid):
+            pass
+    return read_label_map([label], [grid], label_map)
 
 
 def make_areas(stacks, labels, aoi) -> list[dict]:

@@ -118,7 +118,7 @@ def say_named(places: list[tuple]) -> None:
     """A line where names alone place tiles in several rasters, which are taken for as many places."""
     rasters = {place[0] for place in places}
     if len(rasters) > 1:
-        print(f"{len(places)} tiles are placed by their names alone, in {len(rasters)} rasters ({some_of(rasters)}) that"
+        print(f"{len(places)} tiles are placed by names alone, in {len(rasters)} rasters ({some_of(rasters)}) that"
               f" are taken for separate ground; if they show the same, say so in a {TABLE}")  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Of an elevation model alone the whole lies in memory, as water flows far.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from common.datasets.band_tiles import BAND_LIST, stamp, with_sidecars
 from common.datasets.label_grids import profile_of
 from common.datasets.raster_layers import Drawn, Layer, open_classes, pixel_metres, read_strips, values_in
 from common.datasets.scenes import cache_limit
@@ -20,6 +22,7 @@ from common.datasets.terrain import TERRAIN, checked, terrain_strips, upslope_ce
 from common.errors import InputError
 from common.files import atomic_write
 
+VERSION = 1  # of what a stack holds, terrain included
 MOST_CLASSES = 64  # of land cover
 BLOCK = 256
 
@@ -61,6 +64,29 @@ def stack_bands(
         if twice:
             raise InputError(f"{out}: two bands would be named {twice}; rename one of the files or of their bands")
         return write_stack(Path(out), profile_of(sources[0]), names, parts)
+
+
+def keep_stack(out: str | Path, **sources) -> Path:
+    """`stack_bands`, but a stack that was made of the same files, which have not changed since, is left as it is.
+
+    What it was made of is in a file beside it, <out>.json: terrain of a large model takes long.
+    """
+    check_output(out, listed := [path for given in sources.values() for path in ([given] if is_path(given) else given)])
+    lists = [path.parent / BAND_LIST for path in map(Path, listed) if (path.parent / BAND_LIST).is_file()]
+    every = [file for path in listed for file in with_sidecars(path)] + lists
+    made_of = {"version": VERSION, "kinds": {name: str(given) for name, given in sources.items()},
+               "files": [[str(file.resolve()), *stamp(file)] for file in every]}  # fmt: skip
+    facts, out = Path(f"{out}.json"), Path(out)
+    if facts.is_file() and out.is_file() and json.loads(facts.read_text()) == made_of | {"stack": list(stamp(out))}:
+        print(f"{out}: stacked before from the same files; left as it is")
+        return out
+    stack_bands(out, **sources)
+    atomic_write(facts, json.dumps(made_of | {"stack": stamp(out)}, indent=1))
+    return out
+
+
+def is_path(given) -> bool:
+    return isinstance(given, str | Path)
 
 
 def check_output(out: str | Path, inputs: Sequence[str | Path]) -> None:

@@ -15,10 +15,10 @@ import pandas as pd
 from common.datasets import demo_landslide, overlap_folds
 from common.datasets import landslide_files as files
 from common.datasets.band_tiles import available_bands
-from common.datasets.cutting import cut_tiles
+from common.datasets.cutting import check_cut, cut_tiles
 from common.datasets.folds import ALWAYS, TEST
 from common.datasets.locate import KAGGLE_INPUT
-from common.datasets.stacking import check_output, stack_bands
+from common.datasets.stacking import check_output, keep_stack
 from common.datasets.tiles import Source
 from common.errors import InputError
 from common.post.mask_blend import BLENDS, apply_blend
@@ -164,12 +164,12 @@ def cut(settings: dict, inside: Callable) -> None:
         raise InputError("--raster, --dem: the tiles need --data, the folder they go to, and --labels")
     out = Path(settings["data"])
     labels, aoi = (inside(settings[name]) if settings[name] else None for name in ("labels", "aoi"))
-    stack = out / "stack" / f"{(rasters or list(given.values()))[0].stem}.tif"
+    grid = (rasters or list(given.values()))[0]
+    stack = out / "stack" / f"{grid.stem}.tif"
     check_output(stack, [path for path in (labels, aoi) if path])
-    known = parse_label_map(settings["label_map"])
-    known = known and files.label_map_of(None, known)
-    stack_bands(stack, rasters=rasters, **given)
-    tiling = {"side": settings["side"], "stride": settings["stride"]}
+    tiling, known = {name: settings[name] for name in ("side", "stride")}, parse_label_map(settings["label_map"])
+    known = check_cut(labels, aoi, grid, known and files.label_map_of(None, known), **tiling)
+    keep_stack(stack, rasters=rasters, **given)
     rows = cut_tiles(stack, labels, out, aoi=aoi, label_map=known, **tiling)
     print(f"cut: {len(rows)} tiles of {settings['side']} px every {settings['stride']}, in {out}; bands in {stack}")
 

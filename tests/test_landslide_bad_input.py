@@ -156,6 +156,7 @@ OPTIONS = {
     ("--head", "probit"): ("--head", "coral"),
     ("--ordinal-smoothing", "2"): ("--ordinal-smoothing 2",),
     ("--ordinal-weight", "-1"): ("--ordinal-weight -1",),
+    ("--ordinal-weight", ".3", "--head", "softmax"): ("--ordinal-weight 0.3", "--head softmax"),
     ("--spatial-attention", "all"): ("--spatial-attention", "bottleneck"),
     ("--focal-alpha", "1", "2"): ("--focal-alpha", "3"),
     ("--texture", "contrast", "--texture-band", "red"): ("--texture-band red", "slope"),
@@ -172,7 +173,7 @@ def test_wrong_options_of_train(hills_empty, capsys, words):
 # options of infer.py and ensemble.py -> words of the line
 AFTER = {
     ("--thresholds", "1", "2"): ("--thresholds 1 2", "3 numbers"),
-    ("--thresholds", "v9"): ("--thresholds v9",),
+    ("--thresholds", "v9"): ("--thresholds v9", "production, v2.5, v3, fitted, argmax or 3 numbers"),
     ("--crf-bands", "slope"): ("--crf-bands", "--crf"),
     ("--crf-iterations", "3"): ("--crf-iterations", "add --crf"),
     ("--compat-spatial", "3"): ("--compat-spatial", "add --crf"),
@@ -218,6 +219,8 @@ def test_two_and_three_classes_are_not_mixed(hills_copy, capsys):
     tiny_landslide.call(hills_copy, "make_folds", *TASK, "--data", "binary", "--folds", "2")
     tiny_landslide.train(hills_copy, "--epochs", "1", data="binary", run="binary")
     fails(capsys, hills_copy, "ensemble", "--runs", "one", "binary", data=False, names=("folds", "one, binary"))
+    gates = ("--runs", "binary", "--gates", "v3", "--no-baselines")
+    fails(capsys, hills_copy, "ensemble", *gates, data=False, names=("--gates v3: two classes have no gates",))
     for run in ("one", "binary"):
         tiny_landslide.call(hills_copy, "infer", "--runs", run, "--data", "data", "--workers", "0", "--out", f"p/{run}")
     fails(capsys, hills_copy, "ensemble", "--preds", "p/one", "p/binary", names=("binary",))

@@ -2,11 +2,17 @@
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 import tiny_landslide
+from rasterio.transform import from_origin
 from tiny_landslide import call, train
+
+import ensemble
+from common.outputs.masks import write_probs
+from common.tasks import TASKS
 
 GIVEN = ("--task", "landslide", "--data", "data")
 
@@ -61,3 +67,23 @@ def test_bands_by_name_of_tiles_that_have_others(tmp_path, capsys):
     call(tmp_path, "make_folds", *GIVEN, "--folds", "2", "--bands", "soil", "slope")
     out = capsys.readouterr().out
     assert "band slope: no data" in out and "elevation" not in out and "ndvi" not in out
+
+
+def test_thresholds_are_said_with_their_levels():
+    said = " ".join(ensemble.parser_of(TASKS["landslide"]).format_help().split())
+    assert "--thresholds production|v2.5|v3|fitted|argmax|T" in said and "(for gates: production, v2.5, v3)" in said
+    assert "--thresholds fitted|argmax|T" in ensemble.parser_of(TASKS["glacier"]).format_help()
+
+
+def test_test_tiles_without_a_hidden_label_are_left_out(tmp_path):
+    """Those that have one are scored; where none has, nothing is said."""
+    target = np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8)
+    prob, valid = np.eye(3, dtype=np.float32)[target].transpose(2, 0, 1), np.ones((16, 16), bool)
+    paths = [str(write_probs(tmp_path / f"{name}.npz", prob, valid=valid)) for name in "ab"]
+    frame = pd.DataFrame({"id": ["a", "b"], "prob": paths, "mask": [target, 0 * target]})
+    score = TASKS["landslide"].score_hidden
+    (tmp_path / "hidden/labels").mkdir(parents=True)
+    assert score(frame, tmp_path) == []
+    tiny_landslide.write_raster(tmp_path / "hidden/labels/a.tif", target, from_origin(0, 0, 1, 1))
+    said = score(frame, tmp_path)
+    assert "1 test tiles" in said[0] and any("kappa" in line and "1.0000" in line for line in said)

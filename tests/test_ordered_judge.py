@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
+from common.errors import InputError
 from common.metrics.ordered_scores import bin_values, ranked_histogram
 from common.metrics.ordinal import RateCurve, rate_curve, spearman, value_histogram
 from common.metrics.segmentation import confusion, count_row
@@ -328,3 +329,12 @@ def test_compare_and_judge_say_the_same_of_a_set(data):
         assert line["kappa"] == pytest.approx(judged["scores"]["honest"], abs=1e-12)
         plain = ordered_judge.compare(rows, one, **reads(truths), thresholds=True, seed=seed).iloc[0]
         assert plain["kappa"] != line["kappa"]
+
+
+def test_one_group_is_compared_without_what_is_fitted(data):
+    (rows, sets, truths), alone = data, data[0].assign(group="val")
+    table, one = (ordered_judge.compare(some, sets, **reads(truths)) for some in (rows, alone))
+    assert set(table) - set(one) >= {"low95", "high95"} and (one["kappa"] == table["kappa"]).all()
+    assert one["against first"][1] == pytest.approx(table["against first"][1], abs=1e-12)
+    with pytest.raises(InputError, match=r"one alone \(val\); say --thresholds argmax"):
+        ordered_judge.compare(alone, sets, **reads(truths), thresholds=True)

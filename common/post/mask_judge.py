@@ -230,10 +230,17 @@ def compare(rows: pd.DataFrame, sets: Mapping[str, pd.DataFrame], *, outputs, me
         line = {"set": name, "score": metric.of(total), "mean_iou": mean_iou(total)}
         line |= dict(zip(outputs, class_table(total, outputs)["iou"], strict=True))
         if name != first:
-            answer = bootstrap_difference(counts[name], counts[first], nodata, groups, metric=metric)
-            line |= {"against first": answer["difference"], "low95": answer["low95"], "high95": answer["high95"]}
+            line |= against_first(counts[name], counts[first], nodata, groups, metric)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def against_first(counts, first, nodata, groups, metric: Metric) -> dict:
+    """What a line of a comparison says of the first: the difference of the scores, and its interval of groups."""
+    if len(set(groups)) == 1:
+        return {"against first": metric.of(pooled(counts, nodata)) - metric.of(pooled(first, nodata))}
+    answer = bootstrap_difference(counts, first, nodata, groups, metric=metric)
+    return {"against first": answer["difference"], "low95": answer["low95"], "high95": answer["high95"]}
 
 
 def bootstrap_difference(counts_a, counts_b, nodata, groups, *, draws: int = 2000, seed: int = 0, metric=MCC) -> dict:

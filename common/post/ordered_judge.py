@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from common.errors import InputError
 from common.metrics.ordered_scores import (
     KAPPA,
     bin_values,
@@ -32,9 +33,9 @@ from common.post.mask_blend import (
     member_prob,
     sample_sets,
 )
-from common.post.mask_judge import bootstrap_difference, parts_of, refit, rows_of, used_mix
+from common.post.mask_judge import against_first, parts_of, refit, rows_of, used_mix
 from common.post.morphology import finish_mask
-from common.post.ordered_tables import area_table, calibration_judgement, rate_curves
+from common.post.ordered_tables import area_table, calibration_judgement, rate_curves, rate_table, set_histogram
 from common.post.pixels_once import counts_once
 from common.post.susceptibility import fit_isotonic, fit_temperature
 from common.post.thresholds import sample_pixels
@@ -90,10 +91,13 @@ def judge(
     thresholds: bool | Sequence[float] = True,
     aim: Metric | None = None,
     refine: Callable | None = None,
+    success: pd.DataFrame | None = None,
 ) -> dict:
     """What common.post.mask_judge.judge gives with Cohen's kappa as the score, and what ordered classes add.
 
-    Arguments as there; outputs: names in rising order, the positive one second where there are two. Added, all honest:
+    Arguments as there; outputs: names in rising order, the positive one second where there are two; success: a set of
+    predictions of tiles by models that were trained on them, with their truth beside the maps, for curves["success
+    rate"] beside the prediction rate and the areas under both in tables["rates"]. Added, all honest:
     metrics (kappa, linear_kappa, quadratic_kappa, mean_iou, <measure>_<class> of the masks; rho, auroc_<class> of it
     or a higher one, ap_<class>, ece_<way> of the susceptibility, before thresholds and CRF), hist (K, bins) of the
     susceptibility, refined (whether there was a refine), curves {"prediction rate": {class: RateCurve}}, reliability
@@ -120,6 +124,9 @@ def judge(
     tables = {"ordinal": ordinal_table(metrics, counts.sum(1), outputs), "area": area}
     judgement["tables"] |= tables | {"susceptibility": calibration}
     curves = {"prediction rate": rate_curves(hist, outputs)}
+    if success is not None:
+        curves["success rate"] = rate_curves(set_histogram(success, len(outputs)), outputs)
+        judgement["tables"]["rates"] = rate_table(curves)
     found = {"metrics": metrics, "hist": hist, "curves": curves, "reliability": reliability}
     return judgement | found | {"refined": refine is not None}
 
@@ -180,7 +187,7 @@ def compare(
 ) -> pd.DataFrame:
     """Sets side by side, a line each, `run`: first what gates name (`gate_names`), then quadratic kappa, mean IoU, IoU
     and F1 of every class, AUROC, and the difference of kappa to the first line with its 95 % interval (paired bootstrap
-    over the groups of the rows).
+    over the `groups` of the rows).
 
     Masks are the argmax, by fitted thresholds (True) honest, or by the K numbers given, and cleaned as `morphology`
     says. A line has the scores that `judge` gives that set alone with this seed. With `refine` (of `judge`) each
@@ -192,14 +199,15 @@ def compare(
     counts, hists = count_sets(rows, frames, chosen, read_target=read_target, classes=classes, refine=refine,
                                morphology=morphology or {})  # fmt: skip
     nothing, first, lines = np.zeros(len(rows), np.int64), next(iter(counts.values())), []
+    groups = rows["group"].nunique()
     for name, table in counts.items():
         scores = count_scores(table.sum(0), outputs)
         scores |= rank_scores(hists[name], None, outputs)
         names = [*gate_names(outputs), *COMPARED, *(f"{what}_{one}" for what in ("iou", "f1") for one in outputs)]
         line = {"run": name} | {key: scores[key] for key in [*names, *(f"auroc_{one}" for one in outputs[1:])]}
         if lines:
-            answer = bootstrap_difference(table, first, nothing, rows["group"], metric=KAPPA)
-            line |= {"against first": answer["difference"], "low95": answer["low95"], "high95": answer["high95"]}
+            line |= against_first(table, first, nothing, rows["group"], KAPPA)
+            line |= {"groups": groups} if groups > 1 else {}
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -209,6 +217,10 @@ def compared_thresholds(rows, frames: Mapping, classes: int, read_target, wanted
     if wanted is not True:
         given = [1 / classes] * classes if wanted is False else list(wanted)
         return {name: [given] * len(rows) for name in frames}
+    if rows["group"].nunique() == 1:
+        raise InputError("--compare: thresholds cannot be fitted without a group where there is one alone "
+                         f"({rows['group'].iloc[0]}); say --thresholds argmax, or make more groups with make_folds.py"
+                         )  # fmt: skip
     part = parts_of(rows["group"])
     sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=seed, metric=KAPPA,
                          aim=aim)  # fmt: skip

@@ -29,6 +29,7 @@ from common.tasks.segmentation import write as write_tiles
 from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
 from common.tasks.segmentation_post import read_truth_folder
+from common.tasks.success_rate import add_success, check_jobs
 
 AUTO = "auto"  # the folders train and val where tiles came in such, else blocks
 VALUES = {2: (0, 1), 3: (0, 1, 2)}  # of the classes in a mask
@@ -40,7 +41,6 @@ DEFAULTS = {
     "loss": ["focal=.7", "dice=.3"],
     "focal_gamma": 2.5,
     "focal_alpha": [0.4, 2.5, 2.0],
-    "ordinal_weight": 0.3,
     "ordinal_smoothing": 0.2,
     "weights": "none",
     "thresholds": ["production"],
@@ -215,6 +215,8 @@ def add_arguments(parser, script: str) -> None:
         cutter.add_argument("--stride", type=int, default=128, help="from tile to tile in pixels")
     if script == "infer":
         add_map_options(parser)
+    if script == "ensemble":
+        add_success(parser)
 
 
 SOURCE = Source(
@@ -262,6 +264,7 @@ TASK = make_segmentation_task(
     blends=("mean", *sorted(set(BLENDS) - {"mean"})),
     judge=partial(ordered.judge, source=SOURCE, outputs_of=files.outputs_of),
     blend=apply_blend,
+    check_jobs=check_jobs,
     compare=partial(ordered.compare, source=SOURCE, outputs_of=files.outputs_of),
     published=ordered.PUBLISHED,
     score_hidden=partial(ordered.score_hidden, source=SOURCE, outputs=files.CLASSES),

@@ -38,6 +38,7 @@ from common.tasks.segmentation_post import (
     target_reader,
     wanted_thresholds,
 )
+from common.tasks.success_rate import read_trained
 
 FLAG = argparse.BooleanOptionalAction
 # kappa, precision of the middle class, recall of the highest, Spearman's rho of class and susceptibility
@@ -79,7 +80,7 @@ def say_epoch(record: dict) -> list[str]:
 
 def add_post(parser) -> None:
     """Options of infer.py and ensemble.py: how probabilities become classes."""
-    add_post_options(parser)
+    add_post_options(parser, tuple(GATES))
     add_crf_options(parser)
 
 
@@ -109,7 +110,7 @@ def thresholds_wanted(settings: dict, outputs: tuple[str, ...]) -> dict:
     """What the judge takes as thresholds and aim."""
     if level := level_of(settings):
         return {"thresholds": True, "aim": aims_of(outputs).get(level)}
-    return {"thresholds": wanted_thresholds(settings, len(outputs))}
+    return {"thresholds": wanted_thresholds(settings, len(outputs), tuple(GATES))}
 
 
 def thresholds_of(settings: dict, post: dict | None, classes: int) -> list[float]:
@@ -125,7 +126,7 @@ def thresholds_of(settings: dict, post: dict | None, classes: int) -> list[float
                 raise InputError(f"--thresholds {level}: what was fitted knows the levels {known}; fit it again with "
                                  f"ensemble.py --thresholds {level}, or say --thresholds fitted")  # fmt: skip
             post = {"thresholds": post["aims"][level]}
-    return chosen_thresholds(settings, post or None, classes)
+    return chosen_thresholds(settings, post or None, classes, tuple(GATES))
 
 
 def fit_post(rows, frame, settings: dict | None = None, *, source: Source, outputs_of: Callable) -> dict:
@@ -158,6 +159,9 @@ def apply_post(frame, post: dict | None, settings: dict, *, source, values: dict
 def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, outputs_of: Callable) -> dict:
     """The judgement, and its "metrics" for gates: nan for what two classes do not have."""
     outputs = outputs_of(next(iter(sets.values())))
+    if settings.get("gates") and len(outputs) == 2:
+        raise InputError(f"--gates {settings['gates']}: two classes have no gates, {', '.join(NAMES)} are of three; "
+                         "leave it out")  # fmt: skip
     bands = training_bands(rows, source) if crf_of(settings) or settings.get("save_blend") else {}
     judgement = ordered_judge.judge(
         rows,
@@ -169,6 +173,7 @@ def judge(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, out
         morphology=morphology_of(settings, len(outputs)),
         **thresholds_wanted(settings, outputs),
         refine=row_refiner(rows, bands, settings, source),
+        success=read_trained(settings.get("success"), rows, outputs),
     )
     learnt = judgement["blend"]["post"]  # applied to test sets by --blend, as post.json is by infer.py
     if level_of(settings) and len(outputs) > 2:
@@ -249,14 +254,17 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
 
 
 def score_hidden(frame: pd.DataFrame, data: Path, *, source: Source, outputs: tuple[str, ...]) -> list[str]:
-    """How the masks and the susceptibility of a demo set's test tiles compare with its hidden labels, and the gates."""
+    """How the masks and the susceptibility of a demo set's test tiles compare with its hidden labels, and the gates of
+    production, for whichever level the thresholds are; tiles without such a label are left out."""
     hidden = {path.stem: path for path in (Path(data) / "hidden" / "labels").glob("*.tif")}
-    if not hidden:
+    paths = dict(zip(frame["id"], prob_paths("the set", frame), strict=True))
+    frame = frame[frame["id"].isin(hidden)]
+    if not len(frame):
         return []
     known, classes = {str(k): k for k in range(len(outputs))}, len(outputs)
     counts, hist = 0, 0
-    for name, mask, path in zip(frame["id"], frame["mask"], prob_paths("the set", frame), strict=True):
-        target = source.read_label(str(hidden[name]), known)
+    for name, mask in zip(frame["id"], frame["mask"], strict=True):
+        path, target = paths[name], source.read_label(str(hidden[name]), known)
         valid = read_beside(path, "valid") & (target != IGNORED)
         counts = counts + confusion(target, mask, valid, classes)
         hist = hist + ranked_histogram(susceptibility(read_probs(path), axis=0), target, valid, classes=classes)

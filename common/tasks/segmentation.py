@@ -13,6 +13,7 @@ from common.datasets.inputs import valid_pixels
 from common.datasets.tiles import Source, collate, init_worker
 from common.engine.checkpoint import initial_checkpoint, load_checkpoint, whole_state
 from common.engine.schedule import Stage
+from common.errors import InputError
 from common.losses.reduce import all_sum
 from common.losses.segmentation import build_loss
 from common.metrics.segmentation import class_table, count_columns, counts_of, mcc, mean_iou
@@ -76,14 +77,19 @@ class LossWithShares:
 
 def make_loss(spec: dict, settings: dict) -> LossWithShares:
     names = ("loss", "focal_alpha", "focal_gamma", "border_weight", "pair_weight", "border_width", "mcc_phi")
+    head, weight = spec["model"].get("head", "softmax"), settings.get("ordinal_weight")
+    if weight and head == "softmax":
+        raise InputError(
+            f"--ordinal-weight {weight:g}: --head softmax has no such loss; choose coral or corn, or say 0"
+        )
     loss = build_loss(
         **{name: settings[name] for name in names},
         outputs=spec["outputs"],
         border_pairs=[parse_pair(pair, "--border-pairs") for pair in settings["border_pairs"]],
         tversky=tuple(settings["tversky"]),
         foreground=settings["foreground"],
-        head=spec["model"].get("head", "softmax"),
-        ordinal_weight=settings.get("ordinal_weight", 0.0),
+        head=head,
+        **({} if weight is None else {"ordinal_weight": weight}),
         ordinal_smoothing=settings.get("ordinal_smoothing", 0.0),
         ramp={"boundary": (0.05, settings["ramp_epochs"])},
     )

@@ -1,7 +1,7 @@
 """The options of the segmentation family, declared once for the scripts that have them."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from common.datasets.inputs import INDICES, SCALES
 from common.datasets.soft_targets import KINDS as SOFT
@@ -148,7 +148,7 @@ def add_ordered_options(parser) -> None:
     ordered = parser.add_argument_group("ordered classes")
     ordered.add_argument("--head", choices=HEADS, default="softmax",
                          help="coral: one score against ordered limits; corn: a question after the other")  # fmt: skip
-    ordered.add_argument("--ordinal-weight", type=float, default=0.3, help="of the loss of coral or corn")
+    ordered.add_argument("--ordinal-weight", type=float, help="of the loss of coral or corn (default .3)")
     ordered.add_argument("--ordinal-smoothing", type=float, default=0.0, metavar="SHARE",
                          help="of a label, for the classes next to it")  # fmt: skip
     ordered.add_argument("--oversample-target", type=float, default=0.0, metavar="SHARE", help="of the labelled pixels "
@@ -160,10 +160,12 @@ def add_ordered_options(parser) -> None:
                          help="windows keep what lies around a pixel; pixels are packed row by row")  # fmt: skip
 
 
-def add_post_options(parser) -> None:
+def add_post_options(parser, levels: Sequence[str] = ()) -> None:
+    """levels: gates of the task that thresholds can be fitted for, by name."""
     post = parser.add_argument_group("post-processing")
-    post.add_argument("--thresholds", nargs="+", default=["fitted"], metavar="fitted|argmax|T",
-                      help="of the classes: fitted on out-of-fold predictions, none, or a number for each")  # fmt: skip
+    words, aimed = "|".join([*levels, "fitted", "argmax", "T"]), f" (for gates: {', '.join(levels)})" if levels else ""
+    post.add_argument("--thresholds", nargs="+", default=["fitted"], metavar=words, help="of the classes: fitted on "
+                      f"out-of-fold predictions{aimed}, none, or a number for each")  # fmt: skip
     post.add_argument("--min-area", type=int, nargs="+", metavar="PX", help="components under it are dropped; one "
                       "number, or one per class but the first (default: as the blend was judged, else 0)")  # fmt: skip
     post.add_argument("--fill-holes", type=int, metavar="PX",

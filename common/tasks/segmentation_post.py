@@ -80,14 +80,19 @@ def said(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def wanted_thresholds(settings: dict, classes: int) -> bool | list[float]:
+def wanted_thresholds(settings: dict, classes: int, levels: tuple[str, ...] = ()) -> bool | list[float]:
     """For the judge: True to fit them, False for the plain argmax, or the numbers as given."""
     words = settings["thresholds"]
-    return words == ["fitted"] if words in (["fitted"], ["argmax"]) else chosen_thresholds(settings, None, classes)
+    return (
+        words == ["fitted"] if words in (["fitted"], ["argmax"]) else chosen_thresholds(settings, None, classes, levels)
+    )
 
 
-def chosen_thresholds(settings: dict, post: dict | None, classes: int) -> list[float]:
-    """The thresholds of a call: numbers as given, none (argmax), or those of post.json."""
+def chosen_thresholds(settings: dict, post: dict | None, classes: int, levels: tuple[str, ...] = ()) -> list[float]:
+    """The thresholds of a call: numbers as given, none (argmax), or those of post.json.
+
+    levels: words that the task takes too, for the InputError.
+    """
     words = settings["thresholds"]
     if words == ["argmax"] or (words == ["fitted"] and post is None):
         return [1 / classes] * classes
@@ -96,7 +101,8 @@ def chosen_thresholds(settings: dict, post: dict | None, classes: int) -> list[f
     try:
         return checked_thresholds([float(word) for word in words], classes)
     except (ValueError, InputError):
-        raise InputError(f"--thresholds {' '.join(words)}: give fitted, argmax or {classes} numbers above 0") from None
+        known = ", ".join([*levels, "fitted", "argmax"])
+        raise InputError(f"--thresholds {' '.join(words)}: give {known} or {classes} numbers above 0") from None
 
 
 def fit_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = None, *, outputs_of: Callable) -> dict:

@@ -277,6 +277,12 @@ def test_compare(world, judgement):
     assert table["low95"][1] < table["against first"][1] < table["high95"][1]
 
 
+def test_one_group_is_compared_without_an_interval(world):
+    table, alone = (compare(rows, world.sets, outputs=OUTPUTS) for rows in (world.rows, world.rows.assign(group="a")))
+    assert set(table) - set(alone) == {"low95", "high95"}
+    assert alone["against first"][1] == pytest.approx(table["against first"][1], abs=1e-12) != 0
+
+
 def test_groups_stay_whole_in_at_most_ten_parts():
     groups = [f"g{i:02d}" for i in np.random.default_rng(0).integers(0, 37, 400)]
     part = parts_of(groups)

@@ -11,9 +11,10 @@ import pytest
 import rasterio
 import tiny_landslide
 import torch
-from sklearn.metrics import cohen_kappa_score, confusion_matrix
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, roc_auc_score
 from tiny_landslide import BANDS, CLASSES, IGNORED, call, has_data, train
 
+import infer as infer_script
 import train as train_script
 from common.datasets.folds import join_folds, read_folds
 from common.engine.checkpoint import load_checkpoint
@@ -150,6 +151,55 @@ def test_out_of_fold_predictions_are_given_back(hills_copy, capsys):
     capsys.readouterr()
     call(home, "ensemble", "--oof", "moved/oof_counts.csv", "--truth", "data", "--task", "landslide", "--no-report")
     assert "HONEST" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_training_rows_are_predicted_once_by_a_fold_that_was_trained_on_them(hills_home, always):
+    rows = pd.read_csv(hills_home / "data/folds.csv")
+    used = rows["fold"].isin([0, 1])
+    if always:
+        rows.loc[rows["fold"] == 1, "fold"] = -2
+    folds = ["0"] if always else ["0", "1"]
+    parts = {fold: infer_script.rows_of_fold(rows, fold, "train") for fold in folds}
+    assert sorted(pd.concat(parts.values())["id"]) == sorted(rows["id"][used & (not always or rows["fold"] == -2)])
+    assert not any((part["fold"] == int(fold)).any() for fold, part in parts.items())
+    whole = infer_script.rows_of_fold(rows, "all", "train")
+    assert sorted(whole["id"]) == sorted(rows["id"][used]), "neither test nor unused"
+    three = pd.DataFrame({"id": list("abcdef"), "fold": [0, 1, 2, -1, -2, -3]})
+    said = ["".join(infer_script.rows_of_fold(three, fold, "train")["id"]) for fold in "012"]
+    assert said == ["ce", "a", "b"]
+
+
+def test_success_rate_beside_the_prediction_rate(hills_copy, capsys):
+    """Of predictions by the other fold's model, by scikit-learn; drawn, and refused where it says nothing."""
+    home = hills_copy
+    call(home, "infer", "--runs", "one", "--rows", "train", "--workers", "0", "--out", "fit")
+    kept, fit = set_of(home / "runs/one/fold0/oof_counts.csv"), set_of(home / "fit/train_counts.csv")
+    folds = pd.read_csv(home / "data/folds.csv").set_index("id")["fold"]
+    assert fit["id"].tolist() == sorted(folds.index[folds >= 0])
+    assert fit["fold"].tolist() == folds[fit["id"]].tolist()
+    same = fit.set_index("id").loc[kept["id"], "n_0_0"].to_numpy() == kept["n_0_0"]
+    assert not same.all(), "not its validation again"
+    capsys.readouterr()
+    call(home, "ensemble", "--runs", "one", "--success", "fit", "--no-baselines")
+    words = capsys.readouterr().out.splitlines()
+    at = next(k for k, line in enumerate(words) if line.split()[:3] == ["class", "prediction", "rate"])
+    _, prediction, success = words[at + 2].split()
+    truth, values = [], []
+    for path in (home / "fit/train").glob("*.npz"):
+        valid, prob = read_beside(path, "valid"), read_probs(path)
+        truth.append(read_beside(path, "target")[valid] == 2)
+        values.append((0.5 * prob[1] + prob[2])[valid])
+    truth = np.concatenate(truth)
+    auroc, share = roc_auc_score(truth, np.concatenate(values)), truth.mean()
+    assert float(success) == pytest.approx(auroc * (1 - share) + share / 2, abs=2e-4)
+    assert float(prediction) != float(success)
+    page = (home / "out/report.html").read_text()
+    assert page.count("of the success rate") == 2 and "success rate: tiles trained on" in page
+    for words, why in ((("--success", "fit", "--compare"), "--compare makes none"),
+                       (("--success", "runs/one"), "holds no train_counts.csv")):  # fmt: skip
+        call(home, "ensemble", "--runs", "one", *words, *PLAIN, code=2)
+        assert why in capsys.readouterr().err
 
 
 # folds

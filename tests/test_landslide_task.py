@@ -318,7 +318,7 @@ def test_binary_sets(tmp_path, values):
     assert spec["label_map"] == {str(values[0]): 0, str(values[1]): 1} and spec["model"]["head"] == "coral"
     call(tmp_path, "infer", "--runs", "two", "--workers", "0", "--out", "preds")
     masks_of(tmp_path, "preds", values=(0, 1))
-    call(tmp_path, "ensemble", "--runs", "two", *PLAIN, "--gates", "production", code=1)
+    call(tmp_path, "ensemble", "--runs", "two", *PLAIN, "--gates", "production", code=2)
 
 
 def test_focal_weights_of_two_classes(hills_home):

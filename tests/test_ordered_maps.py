@@ -448,7 +448,7 @@ WRONG = {
     "window": (("--window", "16"), "--window 16"),
     "breaks": (("--breaks", ".7", ".3"), "--breaks 0.7 0.3"),
     "one": (("--breaks", ".7", "1"), "--breaks 0.7 1.0"),
-    "thresholds": (("--thresholds", ".7", ".3"), "need 3 numbers"),
+    "thresholds": (("--thresholds", ".7", ".3"), "argmax or 3 numbers above 0"),
     "area": (("--min-area", "5"), "--min-area: is for the masks of tiles"),
     "holes": (("--fill-holes", "5"), "--fill-holes: is for the masks of tiles"),
     "isotonic": (("--susceptibility", "isotonic"), "--susceptibility isotonic: nothing was fitted"),

@@ -174,7 +174,7 @@ def test_the_versions_differ_in_what_they_are_named_for(tmp_path, monkeypatch):
         assert differing(found[f"v2.5-{name}-s42"], full).keys() == what | {"run"}, name
     assert differing(found["v2.5-s456"], full).keys() == names
     assert differing(found["v2-s42"], found["v1-s42"]).keys() - {"run"} == {
-        "head", "ordinal_smoothing", "oversample_target", "oversample_class"}  # fmt: skip
+        "head", "ordinal_weight", "ordinal_smoothing", "oversample_target", "oversample_class"}  # fmt: skip
     assert differing(full, found["v2-s42"]).keys() - {"run"} == {
         "encoder", "spatial_attention", "smote", "oversample_target"}  # fmt: skip
 

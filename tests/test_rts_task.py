@@ -445,7 +445,7 @@ def test_comparison_gates_and_post_again(slumps_copy, monkeypatch, capsys):
     home, run = slumps_copy, slumps_copy / "runs/one"
     call(home, "ensemble", "--runs", "one", "two", "--compare")
     table = pd.read_csv(home / "out/compare.csv")
-    assert list(table["run"]) == ["one", "two"] and table["balanced_iou"].between(0.3, 1).all()
+    assert list(table["run"]) == ["one", "two", "one, mean of 2 seeds"] and table["balanced_iou"].between(0.3, 1).all()
     post = json.loads((run / "post.json").read_text())
     (run / "post.json").unlink()
     call(home, "ensemble", "--runs", "one", "--fit-post")

@@ -85,7 +85,8 @@ def test_the_whole_way(tiny_empty, capsys):
     assert "uncalibrated" in capsys.readouterr().out
 
     call(home, "ensemble", *both, "--compare")
-    assert list(pd.read_csv(home / "out" / "compare.csv")["set"]) == [RUN, "biomass-1x1-s7"]
+    means = f"{RUN.removesuffix('-s42')}, mean of 2 seeds"
+    assert list(pd.read_csv(home / "out" / "compare.csv")["set"]) == [RUN, "biomass-1x1-s7", means]
     (run / "post.json").unlink()
     call(home, "ensemble", "--runs", RUN, *given, "--fit-post")
     assert json.loads((run / "post.json").read_text()) == post

@@ -153,7 +153,15 @@ def mean_sets(sets: dict, folder=None) -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
     wanted = pd.read_csv(data / "test.csv")
-    return atomic_write(folder / "moon.csv", wanted.merge(frame[["id", *OUTPUTS]], on="id").to_csv(index=False))
+    path = atomic_write(folder / "moon.csv", wanted.merge(frame[["id", *OUTPUTS]], on="id").to_csv(index=False))
+    validate(data, folder)
+    return path
+
+
+def validate(data: Path, folder: Path) -> None:
+    path, wanted = folder / "moon.csv", pd.read_csv(data / "test.csv")["id"]
+    if not path.is_file() or list(pd.read_csv(path)["id"]) != list(wanted):
+        raise InputError(f"{path}: not a line for each of the {len(wanted)} ids of test.csv; predict them all")
 
 
 def judge(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
@@ -221,6 +229,7 @@ TASK = Task(
         brightness=frame["brightness"].clip(upper=post["top"] if post else None)
     ),
     write=write,
+    validate=validate,
     judge=judge,
     blend=lambda blend, sets, folder: mean_sets(sets),
     report=report,

@@ -18,6 +18,9 @@ from common.files import atomic_write
 
 FORMAT = 1
 WEIGHTS = ("ema", "last", "best")  # --use: the last epoch's average, the last epoch's own, the best epoch's
+# of a checkpoint what training alone needs, and the state dicts, of which a slim one keeps one
+TRAINING = {"ema", "optimizer", "scaler", "plateau", "history", "best_score", "since_best", "next_epoch",
+            "global_step", "rng"}  # fmt: skip
 
 
 def plain(value):
@@ -80,6 +83,35 @@ def initial_checkpoint(path: Path) -> Path:
     return found[0]
 
 
+def slim_checkpoint(path: Path, target: Path, use: str) -> Path:
+    """Write to `target` what inference needs of the checkpoint at `path`: its header and the weights of `use` alone,
+    which content["use"] names. A frozen part that lies beside the folds is not copied. InputError: not in this file."""
+    content = load_checkpoint(path)
+    check_use(path, content, use)
+    if use != "best" and "use" not in content and "next_epoch" not in content:
+        raise InputError(f"{path}: holds the best epoch alone, not --use {use}; give last.pt")
+    kept = {key: value for key, value in content.items() if key not in TRAINING}
+    save_checkpoint(target, {**kept, "state_dict": weights_of(content, use), "use": use})
+    return target
+
+
+def check_use(path: Path, content: dict, use: str) -> None:
+    """InputError where a slim checkpoint keeps other weights than those asked for."""
+    kept = content.get("use", use)
+    if kept != use:
+        raise InputError(f"{path}: keeps the weights of --use {kept} alone, not of --use {use}; give --use {kept}, or "
+                         "the run it was made from")  # fmt: skip
+
+
+def load_training(path: Path) -> dict:
+    """The content of a checkpoint that training goes on from. InputError for one that is slim: it has no optimizer."""
+    content = load_checkpoint(path)
+    if "optimizer" not in content:
+        raise InputError(f"{path}: holds weights for inference alone, from which no training goes on; copy the "
+                         "run's own last.pt, or --force to start over")  # fmt: skip
+    return content
+
+
 def weights_of(content: dict, use: str) -> dict:
     """The state dict to use: the average where it was kept and asked for."""
     return content["ema"] if use == "ema" and content.get("ema") else content["state_dict"]
@@ -121,9 +153,11 @@ def build(path: Path, tasks: dict, *, use: str = "ema", device="cpu"):
     """(model, content): the one way any script gets a trained model. Never downloads.
 
     tasks: name -> task with `build_model(spec)`. The model gets `backbone_key`, the hash of a frozen backbone or None.
+    InputError: another task, weights that do not fit, or a slim checkpoint that keeps other weights than `use`.
     """
     path = Path(path)
     content = load_checkpoint(path)
+    check_use(path, content, use)
     spec = content["spec"]
     if spec.get("task") not in tasks:
         raise InputError(f"{path}: made for task {spec.get('task')!r}, which is not known here ({', '.join(tasks)})")

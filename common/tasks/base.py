@@ -97,6 +97,7 @@ class Task:
     fit_post: Callable[..., dict]  # (rows, frame, settings of ensemble.py or nothing): learnt from out-of-fold sets
     apply_post: Callable[..., pd.DataFrame]  # (frame, post or None, settings with the folder that data was read from)
     write: Callable[..., Path]  # (frame, data, folder): the validated file or folder that is handed in
+    validate: Callable[[Path, Path], None]  # (data, folder): InputError where what lies there cannot be handed in
     score_hidden: Callable = lambda frame, data: []  # (final frame, data): lines on truth that a demo set hides
     exports: dict[str, Callable] = field(default_factory=dict)  # option of infer.py -> writer of the models
     map_scenes: Callable[..., bool] | None = None  # (paths, models, post, views, settings, machine, folder) -> damaged

@@ -173,8 +173,13 @@ def learn_post(rows: pd.DataFrame, frame: pd.DataFrame, settings: dict | None = 
 def write(frame: pd.DataFrame, data: Path, folder: Path) -> Path:
     """submission.csv, written and then validated against test.csv."""
     path = write_submission(folder / "submission.csv", frame, data / "test.csv")
-    validate_submission(path, data / "test.csv")
+    validate(data, folder)
     return path
+
+
+def validate(data: Path, folder: Path) -> None:
+    """InputError where the folder's submission.csv is not one for the data's test.csv."""
+    validate_submission(folder / "submission.csv", data / "test.csv")
 
 
 def judge_sets(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
@@ -282,6 +287,7 @@ TASK = stereo.make_stereo_task(
     fit_post=learn_post,
     apply_post=post_process,
     write=write,
+    validate=validate,
     judge=judge_sets,
     blend=blend_sets,
     baselines=baselines,

@@ -22,7 +22,7 @@ from common.metrics.segmentation import class_table, confusion, mcc
 from common.outputs.segmentation_report import write_segmentation_report
 from common.post.mask_blend import BLENDS, apply_blend
 from common.tasks import segmentation_post as maps
-from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation import make_segmentation_task, validate
 from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
 
@@ -226,6 +226,7 @@ TASK = make_segmentation_task(
     study_data=study_data,
     fit_post=partial(maps.fit_post, outputs_of=outputs_of),
     apply_post=partial(maps.apply_post, values=VALUES),
+    validate=partial(validate, read_test=read_test, values=VALUES[4]),
     blends=("greedy", *sorted(set(BLENDS) - {"greedy"})),
     judge=partial(maps.judge, outputs_of=outputs_of, classes=files.CLASSES),
     blend=apply_blend,

@@ -24,7 +24,7 @@ from common.errors import InputError
 from common.post.mask_blend import BLENDS, apply_blend
 from common.tasks import ordered
 from common.tasks.ordered_maps import add_map_options, map_scenes
-from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation import make_segmentation_task, validate
 from common.tasks.segmentation import write as write_tiles
 from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
@@ -261,6 +261,7 @@ TASK = make_segmentation_task(
     fit_post=partial(ordered.fit_post, source=SOURCE, outputs_of=files.outputs_of),
     apply_post=partial(ordered.apply_post, source=SOURCE, values=VALUES, list_tiles=list_tiles),
     write=write,
+    validate=partial(validate, read_test=read_test, values=VALUES[3], list_tiles=list_tiles),
     blends=("mean", *sorted(set(BLENDS) - {"mean"})),
     judge=partial(ordered.judge, source=SOURCE, outputs_of=files.outputs_of),
     blend=apply_blend,

@@ -26,7 +26,7 @@ from common.outputs.detection_report import write_detection_report
 from common.post.mask_blend import apply_blend
 from common.tasks import rare_class as rare
 from common.tasks.scene_maps import add_scene_options, map_scenes
-from common.tasks.segmentation import make_segmentation_task
+from common.tasks.segmentation import make_segmentation_task, validate
 from common.tasks.segmentation import write as write_tiles
 from common.tasks.segmentation_data import study_tiles
 from common.tasks.segmentation_options import parse_label_map
@@ -262,6 +262,7 @@ TASK = make_segmentation_task(
     fit_post=rare.fit_post,
     apply_post=partial(rare.apply_post, values=VALUES[2]),
     write=write,
+    validate=partial(validate, read_test=read_test, values=VALUES[2], list_tiles=lambda data, ids: list_tiles(data)),
     blends=rare.BLENDS,
     judge=rare.judge,
     blend=apply_blend,

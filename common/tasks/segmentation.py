@@ -22,8 +22,8 @@ from common.models.ordinal import start_at_prior
 from common.models.segmenter import Segmenter
 from common.models.transfer import init_from
 from common.ordinal import class_logits
-from common.outputs.mask_sets import keep_maps, mean_sets, read_run, read_set, write_set
-from common.outputs.masks import validate_masks, write_masks
+from common.outputs.mask_sets import NAMES, keep_maps, mean_sets, read_run, read_set, write_set
+from common.outputs.masks import mask_name, validate_masks, write_masks
 from common.outputs.tile_pictures import draw_tile_samples, draw_tile_sheet
 from common.tasks.base import Task
 from common.tasks.segmentation_data import open_rows, open_training, prepare
@@ -154,6 +154,34 @@ def write(frame: pd.DataFrame, data: Path, folder: Path, *, read_test: Callable)
     write_masks(folder / "masks", masks, values=values)
     validate_masks(folder / "masks", rows, values=values)
     return folder / "masks"
+
+
+def validate(data: Path, folder: Path, *, read_test: Callable, values, list_tiles: Callable | None = None) -> None:
+    """InputError where the folder's masks/ are not a mask for every tile to be predicted, as `write` leaves them.
+
+    These tiles are what `read_test(data)` reads. list_tiles(data, ids): all tiles of a folder, for a task whose test
+    rows are files among others, which folds.csv tells apart: then they are those of the table of predictions beside
+    masks/ or, without one and where read_test reads none, those of the masks, of which there must be one.
+    """
+    masks, table, rows = folder / "masks", folder / NAMES["pred"], read_test(data)
+    if list_tiles and table.is_file():
+        rows = chosen(list_tiles, data, read_set(table)["id"])
+    elif list_tiles and not len(rows):
+        rows = list_tiles(data, rows["id"])
+        there = [(masks / mask_name(path)).is_file() for path in rows["path"]]
+        rows = rows[there] if any(there) else rows
+    if not len(rows):
+        raise InputError(f"{data}: holds no tile to be predicted; give --data with the folder that was predicted")
+    validate_masks(masks, rows, values=values)
+
+
+def chosen(list_tiles: Callable, data: Path, ids: pd.Series) -> pd.DataFrame:
+    """The tiles of these ids; InputError for one that the folder has not."""
+    tiles = list_tiles(data, ids)
+    if lacking := sorted(set(ids) - set(tiles["id"])):
+        raise InputError(f"{data}: has no tile {lacking[0]} ({len(lacking)} of {len(ids)}); give --data with the "
+                         "folder that was predicted")  # fmt: skip
+    return tiles[tiles["id"].isin(ids)]
 
 
 # pictures

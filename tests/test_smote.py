@@ -119,9 +119,12 @@ def test_nearest_windows_are_compared_in_deviations_and_share_no_ground():
         assert list(found[index]) == [other for other in order if ground[other] != ground[index]][:3]
 
 
-def test_windows_of_one_ground_alone_are_one_line():
-    with pytest.raises(InputError, match="same ground.*leave --smote out"):
-        nearest_windows(np.eye(5), 2, lambda index: np.zeros(5, bool))
+def test_windows_of_one_ground_alone_have_none_to_be_mixed_with():
+    found = nearest_windows(np.eye(5), 2, lambda index: np.zeros(5, bool))
+    assert [list(near) for near in found] == [[]] * 5
+
+
+def test_too_few_windows_are_one_line():
     with pytest.raises(InputError, match="windows of the class or more, the training tiles hold 2"):
         nearest_windows(np.eye(2), 2, lambda index: np.ones(2, bool))
 

@@ -40,8 +40,9 @@ def oversample(
     without it; target: its share of labelled pixels; most: times that a tile is shown; side: of synthetic tiles,
     pixels; folder: root of the cache. Repeated rows have the ids id~2, id~3 …; with smote, synthetic tiles follow until
     the target is met within one window, or until there are as many synthetic pixels as real ones. One-hot bands become
-    fractions where the two sources differ, as of a mixture of the classes. InputError: share out of range, class
-    unknown or absent, fewer than k + 1 samples of it, or SMOTE that cannot raise the share.
+    fractions where the two sources differ, as of a mixture of the classes. Where no window can raise the share, the
+    repeated rows alone are given, and facts["no_smote"] says why: of some folds only this may be so. InputError: share
+    out of range, class unknown or absent, or fewer than k + 1 samples of it.
     """
     rows, rare = rows.reset_index(drop=True), outputs[1] if rare is None else rare
     check_settings(outputs, rare, target, most, mode)
@@ -67,7 +68,7 @@ def oversample(
         counts = table[[f"n_{name}" for name in outputs]].to_numpy()
         parts.append(synthetic_rows(rows, table, counts, made, outputs, side))
         total = repeated + counts.sum(axis=0)
-        facts |= {"synthetic": len(table), "folder": str(made)}
+        facts |= {"synthetic": len(table), "folder": str(made)} if len(table) else {"no_smote": why_none(facts, side)}
         lines.append(say_synthetic(facts, share_of(total, index), target, mode, side, k))
     return pd.concat(parts, ignore_index=True), lines, facts | {"share": share_of(total, index)}
 
@@ -139,7 +140,19 @@ def synthetic_rows(rows, table: pd.DataFrame, counts: np.ndarray, folder: Path, 
     return pd.DataFrame({name: values[name] for name in rows if name in values}, index=table.index)
 
 
+def why_none(facts: dict, side: int) -> str:
+    return (
+        f"no window of {side} px that has another to be mixed with holds more than {facts['target']:.2%} of "
+        f"{facts['class']}, so that none can raise its share"
+    )
+
+
 def say_synthetic(facts: dict, share: float, target: float, mode: str, side: int, k: int) -> str:
+    if not facts["synthetic"]:
+        return (
+            f"SMOTE ({mode}, k {k}): NO SYNTHETIC TILES: {facts['no_smote']}; repetition alone reaches {share:.2%}. A "
+            "smaller --crop or a lower --oversample-target lets it"
+        )
     line = (
         f"SMOTE ({mode}, k {k}): {facts['synthetic']} synthetic tiles of {side} px bring {facts['class']} from "
         f"{facts['share_repeated']:.2%} to {share:.2%}; {facts['folder']}"

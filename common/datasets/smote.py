@@ -100,7 +100,7 @@ def nearest_windows(descriptors: np.ndarray, k: int, apart: Callable[[int], np.n
 
     descriptors: (N, D), compared at mean 0 and deviation 1; apart(i) -> bool (N,): windows that share no ground with
     window i (a copy of the same ground would be nearest, and mixing the two nothing new). InputError unless
-    N > k >= 1, or where every pair shares ground.
+    N > k >= 1.
     """
     check_neighbours(len(descriptors), k, "windows of the class")
     std = descriptors.std(axis=0)
@@ -110,10 +110,6 @@ def nearest_windows(descriptors: np.ndarray, k: int, apart: Callable[[int], np.n
         allowed = np.flatnonzero(apart(index))
         distance = ((scaled[allowed] - scaled[index]) ** 2).sum(axis=1)
         found.append(allowed[np.argsort(distance, kind="stable")[:k]])
-    if not any(len(near) for near in found):
-        raise InputError(
-            f"--smote-k {k}: all {len(found)} windows of the class lie on the same ground; leave --smote out"
-        )
     return found
 
 

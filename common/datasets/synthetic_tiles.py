@@ -18,7 +18,6 @@ from common.datasets.crops import IGNORED
 from common.datasets.draws import generator
 from common.datasets.inputs import valid_pixels
 from common.datasets.smote import describe, mix_windows, nearest_windows, smote, windows_around
-from common.errors import InputError
 
 VERSION = 2  # of what is stored
 MOST_PIXELS = 50_000  # of the class that are mixed with each other; of more, so many are drawn
@@ -81,7 +80,8 @@ def place_of(rows: pd.DataFrame, index: int) -> tuple[str, int, int]:
 def synthetic_folder(rows, read: Read, scan: Scan, counts: np.ndarray, settings: dict, root: Path) -> Path:
     """The folder of synthetic tiles that bring labelled pixels `counts` (K,) to the target; made if it is not there.
 
-    Its name is a hash of all that decides the content: every tile as read, the places, ids and settings.
+    Its name is a hash of all that decides the content: every tile as read, the places, ids and settings. TABLE in it
+    has no line where no window can raise the share.
     """
     places = [place_of(rows, index) for index in range(len(rows))]
     inputs = {"version": VERSION, "tiles": scan.hashes, "ids": list(rows["id"]), "places": places,
@@ -95,7 +95,8 @@ def synthetic_folder(rows, read: Read, scan: Scan, counts: np.ndarray, settings:
             write_tile(folder, number, *made, settings)
             for number, made in enumerate(MODES[settings["mode"]](rows, read, scan, counts, settings))
         ]
-        pd.DataFrame(lines).to_csv(folder / TABLE, index=False)
+        names = list(lines[0]) if lines else ["id", *(f"n_{output}" for output in settings["outputs"])]
+        pd.DataFrame(lines, columns=names).to_csv(folder / TABLE, index=False)
 
     return cached_folder(root, "oversampled", inputs, build)
 
@@ -117,7 +118,10 @@ def write_tile(folder: Path, number: int, tile, label, source: dict, settings: d
 
 
 def make_windows(rows, read: Read, scan: Scan, counts: np.ndarray, settings: dict):
-    """(tile, label, source) of windows mixed with one of their k nearest, until the target is met."""
+    """(tile, label, source) of windows mixed with one of their k nearest, until the target is met.
+
+    None at all where no window both holds more of the class than the target and has another to be mixed with.
+    """
     side, k, rare, target = (settings[name] for name in ("side", "k", "rare", "target"))
     random = generator(settings["seed"], 0, 0, DRAWS)
     windows, descriptors = thin_windows(scan.windows, scan.descriptors, side, random)
@@ -129,13 +133,7 @@ def make_windows(rows, read: Read, scan: Scan, counts: np.ndarray, settings: dic
     bases = [index for index in range(len(windows)) if gain[index] > 0 and len(near[index])]
     recent = functools.lru_cache(maxsize=max(8, MEMORY // read(0)[0].nbytes))(read)
     short, room = target * counts.sum() - counts[rare], int(scan.counts.sum())
-    if not bases:
-        raise InputError(
-            f"--smote: no window of {side} px that has another to be mixed with holds more than {target:.2%} of "
-            f"{settings['outputs'][rare]}, so that none can raise its share; give a smaller --crop or a lower "
-            "--oversample-target"
-        )
-    while short > 0 and room > 0:
+    while bases and short > 0 and room > 0:
         for base in random.permutation(bases):
             other, share = int(random.choice(near[base])), float(random.random())
             (tile, label), (second, _) = (cut(recent, windows.iloc[i], side) for i in (int(base), other))

@@ -3,8 +3,8 @@
 import torch
 
 
-def shaken(model: torch.nn.Module, seed: int = 5) -> torch.nn.Module:
-    """The model itself in eval mode, all parameters and batch statistics moved by noise of .05 (gamma too).
+def shaken(model: torch.nn.Module, seed: int = 5, by: float = 0.05) -> torch.nn.Module:
+    """The model itself in eval mode, all parameters and batch statistics moved by noise of deviation `by` (gamma too).
 
     Running variances only grow: below 0 they would give NaN.
     """
@@ -12,6 +12,6 @@ def shaken(model: torch.nn.Module, seed: int = 5) -> torch.nn.Module:
     with torch.no_grad():
         for key, value in model.state_dict().items():
             if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator) * 0.05
+                noise = torch.randn(value.shape, generator=generator) * by
                 value.add_(noise.abs() if key.endswith("running_var") else noise)
     return model.eval()

@@ -16,6 +16,7 @@ import yaml
 
 import train as train_script
 from common.engine.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import CRASHED, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "biomass-1x1-s42"
@@ -325,3 +326,13 @@ def test_debug_shows_the_traceback(tiny_home):
 
     with pytest.raises(InputError):
         tiny_data.call("train", "--data", "data", "--epoch", "1", "--debug", cwd=tiny_home)
+
+
+def test_a_crash_is_no_missed_gate(capsys):
+    """1 says that gates were missed, and recipes go on after it."""
+
+    def crash(argv):
+        raise ZeroDivisionError("ours")
+
+    assert run_script(crash, []) == CRASHED != 1
+    assert "Traceback" in capsys.readouterr().err

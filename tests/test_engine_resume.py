@@ -15,6 +15,7 @@ import tiny_data
 import torch
 
 import common.files
+from common.engine import tracking
 from common.engine.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +87,30 @@ def kill_at_write(monkeypatch, folder: Path, number: int, before: bool):
             raise Killed(f"after {seen[-1]}")
 
     monkeypatch.setattr(common.files.os, "replace", counted)
+
+
+def ends_with_the_same_bytes(monkeypatch, train, home: Path, seed: int = 5) -> Path:
+    """The fold folder of a run of maps that was killed at writes and resumed until it ended, which is checked against
+    one that nobody stopped: weights, history, maps. train(*words, run=) -> the run's folder."""
+    monkeypatch.setattr(tracking, "write_curves", lambda *_, **__: None)
+    whole = train(run="whole") / "fold0"
+    folder, deaths, more, draw = home / "runs" / "often" / "fold0", [], (), random.Random(seed)
+    for _ in range(30):
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, folder, draw.randint(4, 7), draw.random() < 0.5)
+            try:
+                train(*more, run="often")
+                break
+            except Killed as death:
+                deaths.append(str(death))
+        more = ("--resume",) if (folder / "args.yaml").exists() else ()
+    assert len(deaths) >= 2, deaths
+    one, other = load_checkpoint(folder / "last.pt"), load_checkpoint(whole / "last.pt")
+    for key in sorted((set(one) | set(other)) - {"args", "git", "rng"}):
+        assert same(one[key], other[key]), f"{key} differs"
+    maps = sorted((whole / "oof").glob("*.npz"))
+    assert maps and all((folder / "oof" / path.name).read_bytes() == path.read_bytes() for path in maps)
+    return folder
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -171,7 +196,6 @@ def test_killed_on_a_gpu(tiny_empty, monkeypatch, tmp_path, amp):
 
 def test_best_score_and_patience_survive(tiny_empty, monkeypatch):
     """Scores of .1 .5 .3 .2 .4 with a patience of 2: best is the second epoch, the fourth is the last."""
-    from common.engine import tracking
 
     folder = tiny_empty / "runs" / "biomass-1x1-s42" / "fold0"
     scores = (0.1, 0.5, 0.3, 0.2, 0.4)

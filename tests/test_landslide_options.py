@@ -2,9 +2,9 @@
 
 import importlib
 import json
-import random
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import tiny_landslide
 import tiny_tiles
 import torch
 from rasterio.transform import from_origin
-from test_engine_resume import Killed, kill_at_write, same
+from test_engine_resume import ends_with_the_same_bytes
 from test_landslide_task import BANDS, PLAIN, by_thresholds, masks_of, probs_of, same_masks, set_of
 from tiny_landslide import CLASSES, IGNORED, SENTINEL, TAG, call, has_data, train
 
@@ -221,25 +221,7 @@ RAMP = (*tiny_landslide.SMALL, "--epochs", "4", "--oversample-target", ".2", "--
 
 def test_killed_anywhere_and_resumed(hills_empty, monkeypatch):
     """The same bytes of weights, history and maps as a run that nobody stopped."""
-    monkeypatch.setattr(tracking, "write_curves", lambda *_, **__: None)
-    home = hills_empty
-    whole = train(home, run="whole", base=RAMP) / "fold0"
-    folder, deaths, more, draw = home / "runs/often/fold0", [], (), random.Random(5)
-    for _ in range(30):
-        with monkeypatch.context() as patch:
-            kill_at_write(patch, folder, draw.randint(4, 7), draw.random() < 0.5)
-            try:
-                train(home, *more, run="often", base=RAMP)
-                break
-            except Killed as death:
-                deaths.append(str(death))
-        more = ("--resume",) if (folder / "args.yaml").exists() else ()
-    assert len(deaths) >= 2, deaths
-    one, other = load_checkpoint(folder / "last.pt"), load_checkpoint(whole / "last.pt")
-    for key in sorted((set(one) | set(other)) - {"args", "git", "rng"}):
-        assert same(one[key], other[key]), f"{key} differs"
-    maps = sorted((whole / "oof").glob("*.npz"))
-    assert maps and all((folder / "oof" / path.name).read_bytes() == path.read_bytes() for path in maps)
+    ends_with_the_same_bytes(monkeypatch, partial(train, hills_empty, base=RAMP), hills_empty)
 
 
 def test_shuffled_labels_and_their_shares(hills_home, capsys):

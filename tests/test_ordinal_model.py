@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from shaken_models import shaken
 from torch.nn import functional as F
 
 from common.errors import InputError
@@ -34,16 +35,6 @@ def one_thread():
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shaken(model, seed=5):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                moved = torch.randn(value.shape, generator=generator) * 0.3
-                value.add_(moved.abs() if key.endswith("running_var") else moved)
-    return model.eval()
 
 
 @pytest.mark.parametrize("arch, head, spatial", CASES)
@@ -82,7 +73,7 @@ def test_heads_go_with_the_other_options(head, more):
 
 
 def test_coral_has_one_weight_vector_and_biases_that_fall():
-    model = shaken(Segmenter(**SMALL, head="coral"))
+    model = shaken(Segmenter(**SMALL, head="coral"), by=0.3)
     (weight,) = [p for name, p in model.named_parameters() if name.startswith("ordinal.score")]
     assert weight.shape == (1, 16, 3, 3)
     seen = {}
@@ -102,7 +93,7 @@ def test_coral_has_one_weight_vector_and_biases_that_fall():
 
 @pytest.mark.parametrize("place", ["head", "bottleneck"])
 def test_spatial_attention_multiplies_pixels_by_one_factor(place):
-    model = shaken(Segmenter(**SMALL, spatial_attention=place))
+    model = shaken(Segmenter(**SMALL, spatial_attention=place), by=0.3)
     plain = Segmenter(**SMALL).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("spatial.")}, strict=True)
     x, weight = noise(1, 4, 64, 48), model.spatial.conv.weight.detach().double().numpy()
@@ -148,7 +139,7 @@ def test_without_the_options_nothing_changed():
 @pytest.mark.parametrize("head", ["coral", "corn"])
 def test_rebuilt_from_plain_settings(head):
     settings = {**SMALL, "head": head, "spatial_attention": "bottleneck"}
-    model = shaken(Segmenter(**settings))
+    model = shaken(Segmenter(**settings), by=0.3)
     again = Segmenter(**json.loads(json.dumps(settings))).eval()
     again.load_state_dict(model.state_dict(), strict=True)
     x = noise(1, 4, 32, 32)
@@ -177,7 +168,7 @@ def test_the_biases_of_coral_begin_at_equal_shares(classes):
 
 @pytest.mark.parametrize("head", ["coral", "corn"])
 def test_init_from_a_softmax_model_takes_all_but_the_head_and_says_so(head):
-    source, model = shaken(Segmenter(**SMALL)), Segmenter(**SMALL, head=head, spatial_attention="head")
+    source, model = shaken(Segmenter(**SMALL), by=0.3), Segmenter(**SMALL, head=head, spatial_attention="head")
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
     names = {"bands": BANDS, "outputs": NAMES, "source_bands": BANDS, "source_outputs": NAMES}
     said = init_from(model, source.state_dict(), **names)

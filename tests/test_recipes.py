@@ -186,6 +186,8 @@ def test_stopped_versions_go_on(tmp_path, monkeypatch):
     _, commands = versions_of(tmp_path, SEEDS="1", ABLATION_SEEDS="1")
     assert [command[command.index("--run") + 1] for command in commands if "--resume" in command] == ["v2-s1"]
     assert "--folds" not in commands[0] and not any("--crop" in command for command in commands)
+    made = commands[0][commands[0].index("--out") + 1]
+    assert all(command[command.index("--folds") + 1] == made for command in commands if command[0] == "train.py")
 
 
 V25 = ["encoder=efficientnet-b4", "spatial_attention=head", "head=coral", "ordinal_weight=.3", "ordinal_smoothing=.2",

@@ -1,8 +1,8 @@
 """Every option of the thaw-slump task does something: in the first step, in the weights, in what is drawn."""
 
 import importlib
-import random
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import tiny_rts
 import tiny_tiles
 import torch
-from test_engine_resume import Killed, kill_at_write, same
+from test_engine_resume import ends_with_the_same_bytes
 from tiny_rts import call, log_of, train
 
 import train as train_script
@@ -176,25 +176,7 @@ RAMP = (*tiny_rts.SMALL, *ALL, "--epochs", "4", "--ratio", "1", "3", "--ratio-ep
 
 def test_killed_anywhere_and_resumed(slumps_empty, monkeypatch):
     """The ramp of the ratio goes on where it was: the same bytes of weights, history and maps."""
-    monkeypatch.setattr(tracking, "write_curves", lambda *_, **__: None)
-    home = slumps_empty
-    whole = train(home, run="whole", base=RAMP) / "fold0"
-    folder, deaths, more, draw = home / "runs/often/fold0", [], (), random.Random(5)
-    for _ in range(30):
-        with monkeypatch.context() as patch:
-            kill_at_write(patch, folder, draw.randint(4, 7), draw.random() < 0.5)
-            try:
-                train(home, *more, run="often", base=RAMP)
-                break
-            except Killed as death:
-                deaths.append(str(death))
-        more = ("--resume",) if (folder / "args.yaml").exists() else ()
-    assert len(deaths) >= 2, deaths
-    one, other = load_checkpoint(folder / "last.pt"), load_checkpoint(whole / "last.pt")
-    for key in sorted((set(one) | set(other)) - {"args", "git", "rng"}):
-        assert same(one[key], other[key]), f"{key} differs"
-    maps = sorted((whole / "oof").glob("*.npz"))
-    assert maps and all((folder / "oof" / path.name).read_bytes() == path.read_bytes() for path in maps)
+    folder = ends_with_the_same_bytes(monkeypatch, partial(train, slumps_empty, base=RAMP), slumps_empty)
     shown = [line["train_shown_slump"] for line in log_of(folder)]
     assert np.mean(shown[:1]) > np.mean(shown[-1:]), "fewer slumps are shown as the ratio falls"
 

@@ -30,6 +30,7 @@ from common.datasets.label_grids import (
 )
 from common.datasets.places import place_of, region_names
 from common.datasets.scenes import HUGE, clean
+from common.datasets.tile_folders import list_files
 from common.errors import InputError
 
 CLASSES = ("background", "slump")
@@ -51,18 +52,6 @@ def image_folder(data: str | Path) -> Path:
     return found[0]
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """{id: file} of the GeoTIFFs of a folder, sorted. InputError: there is none, or two have the same id."""
-    found = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
-        if path.stem in found:
-            raise InputError(f"{folder}: {found[path.stem].name} and {path.name} are both tile {path.stem}; keep one")
-        found[path.stem] = path
-    if not found:
-        raise InputError(f"{folder}: holds no {' or '.join(SUFFIXES)} file; name another with --data")
-    return found
-
-
 def read_rows(data: str | Path, *, bands=RGB, labels: str = "labels", require_labels: bool = True, label_map=None,
               near: float = NEAR) -> pd.DataFrame:  # fmt: skip
     """Rows sorted by id: id, path (of the image), group and region, lat, lon (degrees), train_class, uids ("" unknown).
@@ -74,7 +63,7 @@ def read_rows(data: str | Path, *, bands=RGB, labels: str = "labels", require_la
     metadata.csv without a file; and what `read_tile` and `read_label` find.
     """
     data = Path(data)
-    files = list_files(image_folder(data))
+    files = list_files(image_folder(data), SUFFIXES)
     rows = read_metadata(data / METADATA, files) if (data / METADATA).is_file() else pd.DataFrame({"id": list(files)})
     rows["path"] = [str(files[name]) for name in rows["id"]]
     for path in rows["path"]:
@@ -157,7 +146,7 @@ def label_column(data: Path, paths, labels: str, *, bands=RGB) -> tuple[list[str
             f"{Path(data) / labels}: no such labels (there are {', '.join(there) or 'no label folders'}); choose a"
             " folder, bandN, band:NAME or a vector file with --labels"
         )
-    files = list_files(source)
+    files = list_files(source, SUFFIXES)
     lacking = [path.stem for path in paths if path.stem not in files]
     if lacking:
         raise InputError(f"{source}: no label of tile {lacking[0]} ({len(lacking)} of {len(paths)} lack); complete it")

@@ -14,9 +14,10 @@ import pandas as pd
 
 from common.datasets import demo_rts, regions
 from common.datasets import rts_files as files
-from common.datasets.band_names import NUMBERED, described, find_bands
+from common.datasets.band_names import NUMBERED, SUFFIXES, described, find_bands
 from common.datasets.label_grids import compare_labels, label_files
 from common.datasets.locate import KAGGLE_INPUT
+from common.datasets.tile_folders import list_files
 from common.datasets.tiles import Source
 from common.errors import InputError
 from common.files import atomic_write
@@ -100,7 +101,7 @@ def read_test(data: Path) -> pd.DataFrame:
 
 
 def list_tiles(data: Path) -> pd.DataFrame:
-    paths = files.list_files(files.image_folder(data))
+    paths = list_files(files.image_folder(data), SUFFIXES)
     return pd.DataFrame({"id": list(paths), "path": [str(path) for path in paths.values()]})
 
 

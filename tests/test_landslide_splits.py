@@ -1,5 +1,6 @@
 """Folders of a published split, and bands by name: what the scripts make of data that is not all alike."""
 
+import json
 import shutil
 
 import numpy as np
@@ -67,6 +68,13 @@ def test_bands_by_name_of_tiles_that_have_others(tmp_path, capsys):
     call(tmp_path, "make_folds", *GIVEN, "--folds", "2", "--bands", "soil", "slope")
     out = capsys.readouterr().out
     assert "band slope: no data" in out and "elevation" not in out and "ndvi" not in out
+    run = train(tmp_path, "--bands", "soil", "slope", "--epochs", "1", run="some")
+    assert list(json.loads((run / "post.json").read_text())["bands"]) == ["soil", "slope"]
+    call(tmp_path, "ensemble", "--runs", "some", "--crf", "--no-baselines")
+    assert "report:" in capsys.readouterr().out
+    call(tmp_path, "ensemble", "--runs", "some", "--crf", "--crf-bands", "ndvi", "--no-report", code=2)
+    assert "--crf-bands ndvi: no such band; there are soil, slope" in capsys.readouterr().err
+    call(tmp_path, "infer", "--runs", "some", "--crf", "--workers", "0", "--out", "preds")
 
 
 def test_thresholds_are_said_with_their_levels():

@@ -91,6 +91,11 @@ def available_bands(path: str | Path) -> list[str]:
     return profile_of(path)["names"]
 
 
+def bands_of(rows) -> list[str]:
+    """Names of the bands that rows were read with (their column `bands`), which all tiles have; else the first tile's."""
+    return rows["bands"].iloc[0].split("\n") if "bands" in rows else available_bands(rows["path"].iloc[0])
+
+
 def profile_of(path: str | Path) -> dict:
     """{"width", "height", "crs", "transform", "names"} of a tile; crs None where it has no georeference."""
     if is_array(path):

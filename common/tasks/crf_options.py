@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import pandas as pd
 
-from common.datasets.band_tiles import available_bands
+from common.datasets.band_tiles import available_bands, bands_of
 from common.datasets.folds import TEST, UNUSED
 from common.datasets.inputs import channel_statistics, valid_pixels
 from common.datasets.tiles import Source
@@ -69,14 +69,15 @@ def band_statistics(paths, source: Source, bands) -> dict[str, list[float]]:
 
 
 def training_bands(rows: pd.DataFrame, source: Source) -> dict[str, list[float]]:
-    """`band_statistics` of all bands, over the tiles that some fold is trained on: neither test rows nor unused ones.
+    """`band_statistics` of the bands that rows were read with, over the tiles that some fold is trained on: neither
+    test rows nor unused ones.
 
     Empty where the rows name no tiles.
     """
     used = rows[~rows["fold"].isin((TEST, UNUSED))] if "fold" in rows else rows
     if "path" not in rows or not len(used):
         return {}
-    return band_statistics(used["path"], source, available_bands(used["path"].iloc[0]))
+    return band_statistics(used["path"], source, bands_of(used))
 
 
 def guide_bands(settings: dict, there: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.datasets.band_tiles import available_bands
+from common.datasets.band_tiles import bands_of
 from common.datasets.crops import IGNORED
 from common.datasets.folds import TEST, UNUSED
 from common.datasets.tiles import Source
@@ -200,7 +200,7 @@ def compare(rows: pd.DataFrame, sets: dict, settings: dict, *, source: Source, o
 
 
 def pixel_readers(rows: pd.DataFrame, settings: dict, source: Source, label_map: dict) -> dict:
-    bands = settings.get("bands") or available_bands(rows["path"].iloc[0])
+    bands = settings.get("bands") or bands_of(rows)
     return {
         "read_tile": lambda path: source.read_tile(path, bands),
         "read_target": lambda path: source.read_label(path, label_map),
@@ -234,7 +234,7 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
            outputs_of: Callable, check_rows: Callable) -> Path:  # fmt: skip
     rows = judgement["rows"]
     there = "path" in rows and all(Path(name).is_file() for name in rows["path"])
-    bands = available_bands(rows["path"].iloc[0]) if there else ()
+    bands = bands_of(rows) if there else ()
     return write_segmentation_report(
         path,
         title="Ordered risk classes, out of fold",

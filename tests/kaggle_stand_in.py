@@ -22,9 +22,17 @@ LAYOUTS = {
                "kernel": "{slug}"},
 }  # fmt: skip
 ISOLATED = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "bash", "-ec"]
-# a notebook's cells, one after the other in one namespace, as Kaggle runs them; an error of a cell is the kernel's
+# a notebook's cells, one after the other in one namespace; as with Jupyter, only what goes through sys.stdout and
+# sys.stderr is seen, and these are no files
 NOTEBOOK = """
-import json, sys
+import io, json, os, sys
+class Shown(io.TextIOBase):
+    def write(self, text):
+        return os.write(SEEN, text.encode()) and len(text)
+SEEN = os.dup(1)
+for number in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+sys.stdout = sys.stderr = Shown()
 book, here = json.load(open(sys.argv[1])), {"__name__": "__main__"}
 for k, cell in enumerate(book["cells"]):
     if cell["cell_type"] == "code":
@@ -83,25 +91,29 @@ def start(script: Path, home: Path, mounts: dict[str, Path], *, python=sys.execu
 
 def build_root(root: Path, home: Path, script: Path, mounts: dict[str, Path], environment: Path) -> list[str]:
     """Shell commands that make the kernel's root: the machine's folders and the mounts read-only, two of its own."""
-    lines = ["ip link set lo up", shlex.join(["mount", "-t", "tmpfs", "tmpfs", str(root)])]
+    lines = ["ip link set lo up", mount(root, "-t", "tmpfs", "tmpfs")]
     for entry in sorted(Path("/").iterdir()):
         if entry.is_symlink():
             lines.append(shlex.join(["ln", "-s", str(entry.readlink()), str(root / entry.name)]))
         elif entry.is_dir() and entry.name not in OWN:
-            lines += bind(entry, root / entry.name)
-    for name in ("dev", "sys"):
-        lines += [f"mkdir {root / name}", f"mount --rbind /{name} {root / name}"]
-    lines += [f"mkdir {root / 'proc'}", f"mount -t proc proc {root / 'proc'}"]
-    lines += [*bind(home / "tmp", root / "tmp", writable=True)]
-    lines.append(shlex.join(["mount", "-t", "tmpfs", "tmpfs", f"{root}{ROOT}"]))
+            lines += show(entry, root / entry.name)
+    lines += [mount(root / name, "--rbind", f"/{name}") for name in ("dev", "sys")]
+    lines += [mount(root / "proc", "-t", "proc", "proc"), mount(root / "tmp", "--bind", str(home / "tmp"))]
+    lines.append(mount(inside(root, ROOT), "-t", "tmpfs", "tmpfs"))
     python = (environment / "bin" / "python").resolve().parents[1]  # what a virtual environment stands on
     for needed in {environment, python}:
-        lines += bind(needed, Path(f"{root}{needed}")) if hidden(needed) else []
-    lines += [*bind(home / "working", root / "kaggle/working", writable=True), f"mkdir -p {root / 'kaggle/input'}"]
-    lines += [f"mkdir -p {root / 'kaggle/src'}", shlex.join(["cp", str(script), f"{root}/kaggle/src/"])]
+        lines += show(needed, inside(root, needed)) if hidden(needed) else []
+    lines += [mount(root / "kaggle/working", "--bind", str(home / "working")),
+              shlex.join(["mkdir", "-p", str(root / "kaggle/input"), str(root / "kaggle/src")]),
+              shlex.join(["cp", str(script), str(root / "kaggle/src")])]  # fmt: skip
     for where, folder in mounts.items():
-        lines += bind(folder.resolve(), root / "kaggle/input" / where)
-    return [*lines, shlex.join(["mount", "-o", "remount,ro", f"{root}{ROOT}"]), f"mount -o remount,ro {root}"]
+        lines += show(folder.resolve(), root / "kaggle/input" / where)
+    return [*lines, *(mount(folder, "-o", "remount,ro") for folder in (inside(root, ROOT), root))]
+
+
+def inside(root: Path, folder: Path) -> Path:
+    """Where a folder of the machine lies in the kernel's root."""
+    return root / folder.relative_to("/")
 
 
 def hidden(folder: Path) -> bool:
@@ -109,11 +121,14 @@ def hidden(folder: Path) -> bool:
     return folder.is_relative_to("/tmp") or folder.is_relative_to(ROOT)
 
 
-def bind(source: Path, target: Path, *, writable=False) -> list[str]:
-    """Commands that show a folder in another place."""
-    lines = [["mkdir", "-p", str(target)], ["mount", "--bind", str(source), str(target)]]
-    lines += [] if writable else [["mount", "-o", "remount,ro,bind", str(target)]]
-    return [shlex.join(line) for line in lines]
+def mount(target: Path, *words: str) -> str:
+    """Commands that mount something on a folder, which is made where it is missing."""
+    return f"mkdir -p {shlex.quote(str(target))}\n{shlex.join(['mount', *words, str(target)])}"
+
+
+def show(source: Path, target: Path) -> list[str]:
+    """Commands that show a folder in another place, read-only."""
+    return [mount(target, "--bind", str(source)), mount(target, "-o", "remount,ro,bind")]
 
 
 def wait(kernel: subprocess.Popen, home: Path, timeout: float = 600) -> Ended:

@@ -203,8 +203,9 @@ def compare_runs(session, sets: dict, rows, found: list[Path]) -> int:
     return 0
 
 
-def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> int:
+def judge_sets(session, sets: dict, rows, members: list[dict], baselines: tuple[dict, dict] = ({}, {})) -> int:
     """Blend, scores, report, and the blend file where one is asked for."""
+    beside, shown = baselines
     task, args = session.task, session.args
     judgement = task.judge(rows, sets, session.settings)
     print_scores(judgement, beside)
@@ -212,7 +213,7 @@ def judge_sets(session, sets: dict, rows, members: list[dict], beside: dict) -> 
     if args.save_blend:
         print(f"blend: {save_blend(args.save_blend, judgement['blend'])}")
     if args.report:
-        path = task.report(args.out / "report.html", judgement, members, beside, session.settings)
+        path = task.report(args.out / "report.html", judgement | shown, members, beside, session.settings)
         print(f"report: {path.resolve()}")
     return pass_gates(task, judgement, session.settings.get("gates"))
 
@@ -255,7 +256,7 @@ def main(argv=None):
             raise InputError("--oof: needs the truth of these predictions, --truth train.csv")
         rows = with_groups(task.read_truth(args.truth), args.group, task.group_column)
         sets = name_sets(task, args.oof)
-        return judge_sets(session, sets, rows, [{"name": n, "oof": frame} for n, frame in sets.items()], {})
+        return judge_sets(session, sets, rows, [{"name": n, "oof": frame} for n, frame in sets.items()])
     found = [runs.find_run(run) for run in args.runs]
     sets = whole_runs(task, found)
     rows = with_groups(rows_of_runs(session, found), args.group)
@@ -267,9 +268,9 @@ def main(argv=None):
     if args.compare:
         return compare_runs(session, sets, rows, found)
     trained = runs.run_settings(found[0]) | {"cache": session.settings["cache"]}
-    beside = task.baselines(rows, demo_facts(session.source), trained) if args.baselines else {}
+    baselines = task.baselines(rows, demo_facts(session.source), trained) if args.baselines else ({}, {})
     members = [member_of(task, run, rows, sets[run.name]) for run in found]
-    return judge_sets(session, sets, rows, members, beside)
+    return judge_sets(session, sets, rows, members, baselines)
 
 
 if __name__ == "__main__":

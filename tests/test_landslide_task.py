@@ -396,6 +396,7 @@ def test_two_runs_blended_saved_and_applied(hills_copy, capsys):
     assert all(word in out for word in ("HONEST", "fitted", "constant", "logistic", "95 % interval", "report:"))
     page = (home / "out/report.html").read_text()
     assert "one" in page and 'src="http' not in page
+    assert "A logistic regression on the bands of single pixels" in page and "it was not asked for" not in page
     call(home, "ensemble", "--preds", "preds/one", "preds/two", "--blend", "blend.json", *GIVEN, "--out", "final",
          "--thresholds", "fitted")  # fmt: skip
     blend, masks = json.loads((home / "blend.json").read_text()), masks_of(home, "final")

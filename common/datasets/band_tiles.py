@@ -92,7 +92,7 @@ def available_bands(path: str | Path) -> list[str]:
 
 
 def bands_of(rows) -> list[str]:
-    """Names of the bands that rows were read with (their column `bands`), which all tiles have; else the first tile's."""
+    """Names of the bands that rows were read with (their column `bands`), which all have; else the first tile's."""
     return rows["bands"].iloc[0].split("\n") if "bands" in rows else available_bands(rows["path"].iloc[0])
 
 

@@ -151,7 +151,7 @@ def say_synthetic(facts: dict, share: float, target: float, mode: str, side: int
     if not facts["synthetic"]:
         return (
             f"SMOTE ({mode}, k {k}): NO SYNTHETIC TILES: {facts['no_smote']}; repetition alone reaches {share:.2%}. A "
-            "smaller --crop or a lower --oversample-target lets it"
+            "smaller --crop or a lower --oversample-target may give some"
         )
     line = (
         f"SMOTE ({mode}, k {k}): {facts['synthetic']} synthetic tiles of {side} px bring {facts['class']} from "

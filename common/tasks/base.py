@@ -108,8 +108,9 @@ class Task:
     blend: Callable[..., pd.DataFrame]  # (blend, {name: frame}, folder for its maps)
     published: dict[str, dict[str, float]] = field(default_factory=dict)  # others' results, beside ours in --compare
     gates: dict[str, dict[str, float]] = field(default_factory=dict)  # level -> {score's name: what is needed}
-    baselines: Callable[..., dict] = lambda rows, facts, settings: {}  # scores that stand beside ours
-    report: Callable[..., Path]  # (path, judgement, members, scores beside, settings): report.html
+    # (rows, facts, settings): scores that stand beside ours, by name, and what a report shows of them besides
+    baselines: Callable[..., tuple[dict, dict]] = lambda rows, facts, settings: ({}, {})
+    report: Callable[..., Path]  # (path, judgement and that, members, scores beside, settings): report.html
     compare: Callable[..., pd.DataFrame]  # (rows, {name: frame}, settings): runs side by side
     check_jobs: Callable[[dict], None] = lambda settings: None  # InputError for options that ensemble.py's job ignores
     jobs: dict[str, Callable] = field(default_factory=dict)  # option of ensemble.py -> (rows, sets, runs, settings)

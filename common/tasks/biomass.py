@@ -197,7 +197,7 @@ def judge_sets(rows: pd.DataFrame, sets: dict, settings: dict) -> dict:
     )
 
 
-def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, float]:
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> tuple[dict[str, float], dict]:
     """What stands beside a score: a constant, ridge on colour statistics and, for a demo set, the best reachable.
 
     rows need the columns path, fold (0, 1, …) and the outputs.
@@ -206,7 +206,7 @@ def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, floa
     target, fold = known[list(OUTPUTS)].to_numpy(float), known["fold"].to_numpy()
     scores = {"constant": constant_score(target, fold)}
     scores["ridge"] = ridge_score(statistics(known, Path(settings["cache"]))[0], target, fold)
-    return scores | ({"reachable": facts["best"]} if "best" in facts else {})
+    return scores | ({"reachable": facts["best"]} if "best" in facts else {}), {}
 
 
 def blend_sets(blend: dict, sets: dict[str, pd.DataFrame], folder: Path | None = None) -> pd.DataFrame:

@@ -151,7 +151,7 @@ def score_hidden(frame: pd.DataFrame, data: Path) -> list[str]:
     return [f"hidden truth of {len(frame)} test tiles: MCC {mcc(counts):.4f}; recall {found}"]
 
 
-def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, float]:
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> tuple[dict[str, float], dict]:
     """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
     outputs = outputs_of(rows)
     known = rows[rows["fold"] != TEST].reset_index(drop=True)
@@ -159,7 +159,7 @@ def baselines(rows: pd.DataFrame, facts: dict, settings: dict) -> dict[str, floa
     pixels = {"read_tile": files.read_tile, "read_target": lambda path: files.read_label(path, label)}
     scores = {"constant": constant_score(known, **pixels, classes=len(outputs))}
     scores["logistic"] = logistic_score(known, **pixels, classes=len(outputs))
-    return scores | ({"reachable": facts["best"]} if "best" in facts else {})
+    return scores | ({"reachable": facts["best"]} if "best" in facts else {}), {}
 
 
 def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict) -> Path:

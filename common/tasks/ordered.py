@@ -207,14 +207,9 @@ def pixel_readers(rows: pd.DataFrame, settings: dict, source: Source, label_map:
     }
 
 
-class Beside(dict):
-    """Scores by name, and all that the logistic regression reached, for the report."""
-
-    logistic: dict | None = None
-
-
-def baselines(rows, facts: dict, settings: dict, *, source: Source, outputs_of: Callable, label_maps: Callable) -> dict:
-    """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach."""
+def baselines(rows, facts: dict, settings: dict, *, source: Source, outputs_of: Callable, label_maps: Callable):
+    """What stands beside a score: a constant, a logistic regression on pixels, and what a demo set lets one reach; and
+    all that the regression reached, for the report."""
     known = rows[~rows["fold"].isin((TEST, UNUSED))].reset_index(drop=True)
     readers = pixel_readers(known, settings, source, label_maps(known, settings))
     classes = len(outputs_of(known))
@@ -225,9 +220,7 @@ def baselines(rows, facts: dict, settings: dict, *, source: Source, outputs_of: 
         table = check_gates(found["metrics"], GATES["production"])
         missed = ", ".join(f"{gate} {reached:.3f}" for gate, _, reached, passed in table.to_numpy() if not passed)
         print(f"logistic regression on pixels, production gates: {f'misses {missed}' if missed else 'meets all'}")
-    beside = Beside(scores | ({"reachable": facts["best"]} if "best" in facts else {}))
-    beside.logistic = found
-    return beside
+    return scores | ({"reachable": facts["best"]} if "best" in facts else {}), {"logistic": found}
 
 
 def report(path: Path, judgement: dict, members: list[dict], beside: dict, settings: dict, *, source: Source,
@@ -248,7 +241,7 @@ def report(path: Path, judgement: dict, members: list[dict], beside: dict, setti
         bands=bands,
         settings=settings,
         gates=check_gates(judgement["metrics"], GATES[settings.get("gates") or "production"]),
-        logistic=getattr(beside, "logistic", None),  # without --baselines nothing stands beside
+        logistic=judgement.get("logistic"),  # not there without --baselines
         findings=check_rows(rows) if there and "label" in rows else None,
     )
 

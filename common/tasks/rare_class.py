@@ -174,7 +174,7 @@ def compare(rows: pd.DataFrame, sets: dict, settings: dict) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def baselines(rows: pd.DataFrame, facts: dict, settings: dict, *, files) -> dict[str, float]:
+def baselines(rows: pd.DataFrame, facts: dict, settings: dict, *, files) -> tuple[dict[str, float], dict]:
     """What stands beside a score: the class everywhere, logistic regression on pixels, what a demo set allows."""
     known = rows[rows["fold"] != TEST].reset_index(drop=True)
     bands, known_values = settings["bands"], parse_label_map(settings["label_map"])
@@ -182,7 +182,7 @@ def baselines(rows: pd.DataFrame, facts: dict, settings: dict, *, files) -> dict
               "read_target": lambda label: files.read_label(label, known_values)}  # fmt: skip
     scores = {"constant": everywhere_score(known, **pixels), "logistic": pixel_score(known, **pixels)}
     best = facts.get("best" if set(bands) - set(files.RGB) else "best_rgb")
-    return scores | ({} if best is None else {"reachable": best})
+    return scores | ({} if best is None else {"reachable": best}), {}
 
 
 def say_tables(tables: dict[str, pd.DataFrame]) -> None:

@@ -1,5 +1,8 @@
 """Where the data lies: given, mounted by Kaggle in several ways, local, or the demo set."""
 
+import contextlib
+import os
+
 import pytest
 import tiny_data
 
@@ -32,7 +35,8 @@ def off_kaggle(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("below", [f"{SLUG}", f"competitions/{SLUG}", f"datasets/someone/{SLUG}", f"{SLUG}/files",
-                                   "a-copy-under-another-name"])  # fmt: skip
+                                   "a-copy-under-another-name", f"models/someone/{SLUG}/pytorch/default/1",
+                                   "models/someone/photos/other/default/12/files"])  # fmt: skip
 def test_every_layout_of_a_mount_is_found(off_kaggle, below):
     folder = put(off_kaggle / below)
     (off_kaggle / "weights" / "pytorch" / "1").mkdir(parents=True)
@@ -68,6 +72,90 @@ def test_a_mount_is_not_searched_without_end(off_kaggle):
     put(off_kaggle.joinpath(*"abcdefgh"))
     with pytest.raises(InputError):
         find_data(SLUG, MARKERS, None, never)
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """Names that were read of each folder, by path."""
+    read, scandir = {}, os.scandir
+
+    @contextlib.contextmanager
+    def counting(folder):
+        def yielded():
+            for entry in whole:
+                read.setdefault(str(folder), []).append(entry.name)
+                yield entry
+
+        with scandir(folder) as whole:
+            yield yielded()
+
+    monkeypatch.setattr(locate.os, "scandir", counting)
+    return read
+
+
+def fill(folder, count, name="{:05d}.jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        (folder / name.format(k)).touch()
+    return folder
+
+
+def test_folders_of_images_cost_nothing(off_kaggle, entries):
+    """Of 3,000 photos a part is read, and what lies below them is not looked at; the marker beside them is found."""
+    photos = fill(put(off_kaggle / "competitions" / SLUG) / "train", 3000)
+    other = fill(off_kaggle / "someones-photos" / "images", 3000)
+    put(other / "deeper")
+    assert find_data(SLUG, MARKERS, None, never).path == photos.parent
+    assert str(photos) not in entries, "below what was found"
+    assert len(entries[str(other)]) == locate.ENTRIES and str(other / "deeper") not in entries
+    assert sum(map(len, entries.values())) < locate.ENTRIES + 20
+
+
+def test_a_marker_among_thousands_of_files_is_found(off_kaggle, entries):
+    folder = put(fill(off_kaggle / "flat", 3000) / "sub").parent
+    (folder / "test.csv").touch()
+    assert find_data(SLUG, ("test.csv",), None, never).path == folder, "a name is asked for, not read"
+    fill(off_kaggle / "hkh", 3000, "slice_{}_img_0.npy")
+    assert find_data("hkh", ("Train/Band1|slice_*_img_*.npy",), None, never).path == off_kaggle / "hkh"
+    assert len(entries[str(off_kaggle / "hkh")]) == locate.ENTRIES
+
+
+def test_a_mount_of_folders_without_end_is_given_up(off_kaggle, entries, monkeypatch):
+    monkeypatch.setattr(locate, "FOLDERS", 20)
+    for k in range(40):
+        (off_kaggle / "scenes" / f"s{k:02d}" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="no train.csv in any mount"):
+        find_data(SLUG, MARKERS, None, never)
+    assert len(entries) <= 20
+    put(off_kaggle / "zoo")
+    assert find_data(SLUG, MARKERS, None, never).path == off_kaggle / "zoo", "mounts come before what is in them"
+
+
+def test_a_mount_that_cannot_be_read_hides_no_other(off_kaggle, monkeypatch):
+    put(off_kaggle / "closed" / "inner"), put(off_kaggle / SLUG)
+    scandir = os.scandir
+
+    def refusing(folder):
+        if folder == off_kaggle / "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(locate.os, "scandir", refusing)
+    assert find_data(SLUG, MARKERS, None, never).path == off_kaggle / SLUG
+
+
+def test_hidden_folders_and_the_input_folder_itself_are_no_mounts(off_kaggle):
+    put(off_kaggle / ".trash" / SLUG)
+    (off_kaggle / "train.csv").touch()
+    with pytest.raises(InputError, match="no train.csv in any mount"):
+        find_data(SLUG, MARKERS, None, never)
+
+
+def test_the_name_counts_below_the_mounts_alone(tmp_path):
+    """A folder above that happens to be called like the competition names none of them."""
+    root = tmp_path / SLUG / "input"
+    put(root / "another"), put(root / "competitions" / SLUG)
+    assert find_data(SLUG, MARKERS, None, never, root=root).path == root / "competitions" / SLUG
 
 
 def test_off_kaggle_local_data_then_the_demo_set(off_kaggle, tmp_path):

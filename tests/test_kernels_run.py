@@ -1,10 +1,20 @@
 """Kernels as they are built, run offline by the stand-in for Kaggle, on a hidden test set that nothing of them saw."""
 
 import json
+from pathlib import Path
 
+import kaggle_sets
 import kaggle_stand_in
+import numpy as np
+import pandas as pd
 import pytest
+import tiny_data
+from kaggle_kernels import attached, build, script_of
 from kaggle_stand_in import ROOT, place
+
+SLUG, WEIGHTS = "csiro-biomass", "landfold-biomass-weights"
+HIDDEN = ["IDh5", "IDa1", "IDz9", "IDb2", "IDk7"]
+VIEWS = ("--tta", "hflip", "vflip", "swap")
 
 LOOK = """
 import os, socket, sys
@@ -62,3 +72,80 @@ def test_the_three_layouts():
     assert place("typed", "competition", "a") == "competitions/a"
     assert place("typed", "data set", "b", "me") == "datasets/me/b"
     assert place("models", "data set", "b", "me") == "models/me/b/pytorch/default/1"
+
+
+@pytest.fixture(scope="module")
+def pasture(tmp_path_factory) -> Path:
+    """A working folder: data/ with photos, runs/biomass-2x2 trained on it, hidden/ with the test set nobody saw, the
+    built kernel and weights in built/."""
+    home = tmp_path_factory.mktemp("pasture")
+    tiny_data.make_tiny(home / "data")
+    assert tiny_data.call("make_folds", "--data", "data", "--folds", "2", cwd=home) == 0
+    run = tiny_data.train(home, "--run", "biomass-2x2")
+    kaggle_sets.hide_photos(home / "data", home / "hidden", names=HIDDEN)
+    (home / "hidden" / "folds.csv").unlink()  # of ours, the competition's files have none
+    build(home / "built", "biomass-infer")
+    build(home / "built", "--dataset", "weights", run)
+    return home
+
+
+def weights_of(home: Path) -> Path:
+    return home / "built" / WEIGHTS
+
+
+def values_of(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path).set_index("sample_id")
+    assert table.index.is_unique
+    return table.sort_index()
+
+
+def test_a_hidden_test_set_gets_what_infer_gives(pasture, tmp_path):
+    """The kernel, offline, from slimmed weights in a read-only mount: the values of infer.py on the run itself."""
+    mounts = attached("typed", competitions={SLUG: pasture / "hidden"}, data_sets={WEIGHTS: weights_of(pasture)})
+    done = kaggle_stand_in.run(script_of(pasture / "built" / "biomass-infer"), tmp_path / "home", mounts)
+    assert done.code == 0, done.said
+    words = ("--runs", "biomass-2x2", "--data", "hidden", *VIEWS, "--out", tmp_path / "own")
+    assert tiny_data.call("infer", *words, cwd=pasture) == 0
+    own, handed = values_of(tmp_path / "own" / "submission.csv"), values_of(done.working / "submission.csv")
+    assert list(handed.index) == sorted(f"{name}__{target}" for name in HIDDEN for target in tiny_data.OUTPUTS)
+    np.testing.assert_allclose(handed["target"], own["target"], rtol=1e-5)
+    assert own["target"].nunique() > len(HIDDEN)
+    first = done.said.splitlines()[:3]
+    assert "biomass-infer" in first[0] and any("GPU" in line for line in first)
+    assert sorted(path.name for path in done.working.iterdir()) == ["preds", "submission.csv"]
+
+
+@pytest.mark.parametrize(("competitions", "said"), [
+    ((), ("no test.csv in any mount", SLUG)),
+    (("one", "two"), ("/kaggle/input/one", "/kaggle/input/two", "both hold test.csv")),
+], ids=["no competition", "two that match"])  # fmt: skip
+def test_mounts_of_the_competition_that_do_not_do(pasture, tmp_path, competitions, said):
+    mounts = attached("flat", competitions={slug: pasture / "hidden" for slug in competitions},
+                      data_sets={WEIGHTS: weights_of(pasture)})  # fmt: skip
+    done = kaggle_stand_in.run(script_of(pasture / "built" / "biomass-infer"), tmp_path / "home", mounts)
+    refused(done, *said)
+
+
+def refused(done: kaggle_stand_in.Ended, *said: str) -> None:
+    """The kernel ended with 2 and one line that says all this; nothing is handed in."""
+    errors = [line for line in done.said.splitlines() if line.startswith("error: ")]
+    assert done.code == 2 and len(errors) == 1 and "Traceback" not in done.said, done.said
+    assert all(text in errors[0] for text in said), errors[0]
+    assert not (done.working / "submission.csv").exists()
+
+
+def test_weights_that_are_not_there_and_those_that_are_there_twice(pasture, tmp_path):
+    """Said before any script is started: the run is looked for in the mounts."""
+    script, found = script_of(pasture / "built" / "biomass-infer"), weights_of(pasture)
+    none = attached("models", competitions={SLUG: pasture / "hidden"})
+    refused(kaggle_stand_in.run(script, tmp_path / "none", none), "no run folder biomass-2x2", "attach the data set")
+    both = attached("models", competitions={SLUG: pasture / "hidden"}, data_sets={"first": found, "second": found})
+    refused(kaggle_stand_in.run(script, tmp_path / "both", both), "/first/", "/second/", "biomass-2x2", "detach")
+
+
+def test_a_script_that_was_damaged_on_its_way(pasture, tmp_path):
+    text = script_of(pasture / "built" / "biomass-infer").read_text()
+    at = text.index('PAYLOAD = """') + 2000
+    damaged = tmp_path / "damaged.py"
+    damaged.write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :])
+    refused(kaggle_stand_in.run(damaged, tmp_path / "home", {}), "PAYLOAD", "damaged", "build it again")

@@ -152,34 +152,37 @@ def judge(
     ids, frames = align_sets(sets)
     rows, classes = rows_of(rows, ids), len(outputs)
     part = parts_of(rows["group"])
-    members = {
-        name: metric.of(counts_of(frame, classes, nodata=metric.nodata).sum(0)) for name, frame in frames.items()
-    }
     sample = sample_sets(rows, frames, classes=classes, read_target=read_target, part=part, seed=seed,
                          metric=metric, aim=aim)  # fmt: skip
-    fits = fit_all(sample, kind, part, members=list(members), seed=seed, thresholds=thresholds)
+    fits = fit_all(sample, kind, part, members=list(frames), seed=seed, thresholds=thresholds)
     counted = count_tiles(rows, frames, fits, read_target=read_target, classes=classes, morphology=morphology,
                           refine=refine)  # fmt: skip
+    fits["blend"]["post"] |= morphology
+    found = {"metric": metric, "ids": ids, "rows": rows, "nested": fits["nested"]}
+    found["read_pred"] = pred_reader(ids, frames, fits["nested"], read_target, morphology, classes, refine)
+    return found | judge_counts(rows, frames, counted, fits["blend"], outputs=outputs, metric=metric)
+
+
+def judge_counts(rows, frames: Mapping, counted: Mapping, blend: dict, *, outputs, metric: Metric) -> dict:
+    """What the counts of the tiles say, in the words of `judge`: scores, members, best, blend (with its scores), final,
+    honest, gains, interval, tables and tiles."""
     honest, fitted, empty = counted["sets"][BLEND]["both"], counted["fitted"], counted["nodata"]
     nodata = empty if metric.nodata else np.zeros_like(empty)
     scores = {"fitted": metric.of(pooled(fitted, nodata)), "honest": metric.of(pooled(honest, nodata))}
-    fits["blend"]["post"] |= morphology
+    members = {
+        name: metric.of(counts_of(frame, len(outputs), nodata=metric.nodata).sum(0)) for name, frame in frames.items()
+    }
     best, interval = max(members, key=members.get), None
-    if len(sets) > 1:
+    if len(frames) > 1:
         single = counted["sets"][best]["both"]
         interval = bootstrap_difference(honest, single, nodata, rows["group"], metric=metric) | {"against": best}
     return {
-        "metric": metric,
-        "ids": ids,
-        "rows": rows,
         "scores": scores,
         "members": members,
         "best": best,
-        "blend": fits["blend"] | scores,
-        "nested": fits["nested"],
+        "blend": blend | scores,
         "final": frame_of(frames[best], fitted, empty),
         "honest": frame_of(frames[best], honest, empty),
-        "read_pred": pred_reader(ids, frames, fits["nested"], read_target, morphology, classes, refine),
         "gains": gain_table(counted["sets"], nodata, metric),
         "interval": interval,
         "tables": score_tables(rows, honest, nodata, outputs, metric),

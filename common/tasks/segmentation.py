@@ -220,6 +220,40 @@ def run_name(settings: dict, name: str) -> str:
     return f"{name}-{settings['arch']}-{settings['encoder']}-s{settings['seed']}"
 
 
+# fields of a Task that are the same for every competition of the family
+FIELDS = {
+    "build_model": build_model,
+    "plan": plan,
+    "build_loss": make_loss,
+    "collate": collate,
+    "init_worker": init_worker,
+    "units": "probabilities",
+    "bad_answer": "background everywhere",
+    "to_pred": to_pred,
+    "reads": lambda spec: {name: spec[name] for name in ("bands", "scaling", "mean", "std")},
+    "keep": keep_maps,
+    "make_frame": make_frame,
+    "say_epoch": say_epoch,
+    "read_set": read_set,
+    "read_run": read_run,
+    "write_set": write_set,
+    "truth_of": lambda frame: frame,
+    "mean_sets": mean_sets,
+    "concat": concat,
+}
+
+
+def fields_of_source(source: Source, curve: Callable | None) -> dict:
+    """Fields of a Task that read tiles. curve: see make_segmentation_task."""
+    draw = {"sheet": sheet, "samples": partial(samples, source=source)}
+    return {
+        "prepare": partial(prepare, source=source),
+        "open_training": lambda rows, spec, settings: open_training(rows, spec, settings, source=source)[0],
+        "open_rows": partial(open_rows, source=source),
+        "draw": draw | ({"curve": curve} if curve else {}),
+    }
+
+
 def make_segmentation_task(
     *,
     name: str,
@@ -252,36 +286,15 @@ def make_segmentation_task(
             add_arguments(parser, script)
 
     facts = {"outputs_of": outputs_of, "label_maps": label_maps, "source": source}
-    family = {
+    family = FIELDS | fields_of_source(source, curve)
+    family |= {
         "add_arguments": options,
         "make_spec": partial(make_spec, name=name, bands=bands, own=spec or {}, **facts),
         "target_columns": outputs_of,
-        "build_model": build_model,
         "load_weights": lambda model, spec, settings: load_weights(model, spec, settings, search=search()),
-        "prepare": partial(prepare, source=source),
-        "open_training": lambda rows, spec, settings: open_training(rows, spec, settings, source=source)[0],
-        "open_rows": partial(open_rows, source=source),
-        "plan": plan,
-        "build_loss": make_loss,
-        "collate": collate,
-        "init_worker": init_worker,
-        "units": "probabilities",
-        "bad_answer": "background everywhere",
-        "to_pred": to_pred,
-        "reads": lambda spec: {name: spec[name] for name in ("bands", "scaling", "mean", "std")},
-        "keep": keep_maps,
-        "make_frame": make_frame,
         "score": partial(make_score, outputs_of=outputs_of),
-        "say_epoch": say_epoch,
         "read_test": read_test,
-        "read_set": read_set,
-        "read_run": read_run,
-        "write_set": write_set,
-        "truth_of": lambda frame: frame,
-        "mean_sets": mean_sets,
-        "concat": concat,
         "write": partial(write, read_test=read_test),
         "run_name": partial(run_name, name=name),
-        "draw": {"sheet": sheet, "samples": partial(samples, source=source)} | ({"curve": curve} if curve else {}),
     }
     return Task(name=name, slug=slug, family="segmentation", outputs=outputs, bands=bands, **family | own)

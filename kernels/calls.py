@@ -78,12 +78,12 @@ def takes_budget(words: list[str]) -> bool:
     return predicts_test(words) or (words[0] == "train.py" and "--check" not in words)
 
 
-def known_folds(words: list[str], own: Path) -> list[str] | None:
+def known_folds(words: list[str], own: Path, working: Path) -> list[str] | None:
     """The folds that a call of train.py trains: those it names, else those of --folds or of the run's own folds.csv."""
     if named := values_of(words, "--fold") or values_of(words, "--train-folds"):
         return named
     try:
-        with open(value_of(words, "--folds", str(own)), newline="") as file:
+        with open(working / value_of(words, "--folds", str(own)), newline="") as file:
             folds = {int(float(row["fold"])) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError):  # train.py says what is wrong with it
         return None

@@ -4,18 +4,22 @@ The generated script of `kernels/build.py` unpacks this code and calls `main`; n
 first lines appear within a second.
 """
 
+import contextlib
 import os
 import re
 import shlex
-import shutil
+import signal
+import sys
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import InputError, run_script
-from common.files import atomic_write, temporary_sibling
+from common.files import atomic_write
 from kernels import calls, machine, mounts
 from kernels.calls import say
+from kernels.copies import copy_folder
 
 INPUTS, WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 PAYLOAD = Path(__file__).resolve().parents[1]
@@ -63,7 +67,21 @@ def main(kernel: dict, *, inputs: Path = INPUTS, working: Path = WORKING) -> int
     "packages": ["timm>=1.0.20", …]} and, if wanted, "processes". inputs: the folder of read-only mounts; working: the
     folder that may be written and is kept.
     """
-    return run_script(lambda _: run_kernel(kernel, Path(inputs), Path(working)), [])
+    with ending_when_told():
+        return run_script(lambda _: run_kernel(kernel, Path(inputs), Path(working)), [])
+
+
+@contextlib.contextmanager
+def ending_when_told():
+    """SIGTERM ends the calls too: they are process groups of their own and would outlive the kernel."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_kernel(kernel: dict, inputs: Path, working: Path) -> int:
@@ -164,14 +182,14 @@ def train(session: Session, words: list[str], share: float | None, watch) -> int
     name = calls.value_of(words, "--run")
     run = session.working / "runs" / (name or "")
     begun = name is not None and any(run.glob("fold*/*.pt"))
-    folds = calls.known_folds(words, run / "folds.csv" if begun else Path(os.devnull))
+    folds = calls.known_folds(words, run / "folds.csv" if begun else Path(os.devnull), session.working)
     if folds is None and name is not None:
         # train.py alone knows which folds its data has; --check writes them down and tries the recipe for one step
         say("folds: not known before train.py has read the data, so first a check, which writes them down")
         code = run_ranks(session, [*words, "--check"], None, watch, 1)
         if code:
             return code
-        folds = calls.known_folds(words, run / "folds.csv")
+        folds = calls.known_folds(words, run / "folds.csv", session.working)
     if folds is None:
         say("folds: not known without --run; one process trains them in turn")
         return run_ranks(session, words, share, watch, 1)
@@ -217,19 +235,8 @@ def go_on(session: Session, words: list[str]) -> list[str]:
 
 
 def copy_run(session: Session, source: Path, run: Path) -> None:
-    """A run of a mount as a folder that may be written, whole or not at all, with the ledger beside it."""
-    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-    if size + session.disk.stop > session.disk.free():
-        raise InputError(f"{source}: its {size / 1e9:.1f} GB do not fit into {session.working}; attach less")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(run)
-    try:
-        shutil.copytree(source, temporary, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".tmp-*"))
-        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
-            folder.chmod(0o755)
-        os.replace(temporary, run)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """A run of a mount as a folder that may be written, with the ledger beside it."""
+    copy_folder(source, run, keep_free=session.disk.stop)
     ledger = source.parent / "ledger.csv"
     if ledger.is_file() and not (run.parent / "ledger.csv").exists():
         atomic_write(run.parent / "ledger.csv", ledger.read_bytes())
@@ -263,24 +270,11 @@ def hand_in(session: Session, words: list[str]) -> None:
     target = session.working / name
     if source.resolve() != target.resolve():
         if source.is_dir():
-            exchange(source, target)
+            copy_folder(source, target)
         else:
             atomic_write(target, source.read_bytes())
     session.handed, session.data = target, calls.value_of(words, "--data")
     say(f"handed in: {target} (from {source})")
-
-
-def exchange(source: Path, target: Path) -> None:
-    """Put a copy of a folder in the place of another."""
-    new, old = temporary_sibling(target), temporary_sibling(target)
-    try:
-        shutil.copytree(source, new, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".*"))
-        if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def validate(session: Session) -> int:

@@ -7,21 +7,29 @@ python infer.py --runs RUN --scene scenes/*.tif --out preds/map       # whole ra
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from common.datasets.folds import ALWAYS, TEST, join_folds, read_folds
+from common.datasets.folds import TEST, join_folds, read_folds
+from common.engine import budget, runs
 from common.engine import device as devices
-from common.engine import runs
 from common.engine.checkpoint import build, checkpoint_file
-from common.engine.rows import predict_rows
+from common.engine.predict import passes
+from common.engine.rows import (
+    marked,
+    mean_of_predicted,
+    predict_folds,
+    predict_rows,
+    read_alike,
+    rows_of_fold,
+    with_fold,
+)
 from common.engine.tta import check_views
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.session import begin, inside_demo, make_parser, pick_task, with_data_of
-from common.settings import peek, positive
+from common.settings import duration, peek, positive
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -42,6 +50,8 @@ def parser_of(task):
     what.add_argument("--tta", nargs="*", default=[], metavar="VIEW", help="views beside the identity, e.g. hflip swap")
     what.add_argument("--out", type=Path, help="folder (default: preds/<name of the first run>)")
     what.add_argument("--allow-bad-images", action=FLAG, default=False, help="exit 0 though an image was unreadable")
+    what.add_argument("--time-budget", type=duration, metavar="TIME",
+                      help="8.5h, 30m, 90s: give up views, folds and at last rows, to be done in time")  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
@@ -86,8 +96,9 @@ def load_run(run: Path, task, wanted, use: str | None, device):
     return loaded
 
 
-def predict_run(session, run: Path, machine, rows):
-    """Frame of one run: test rows by the mean of all folds, else each row once by the fold that `rows_of_fold` says."""
+def predict_run(session, run: Path, machine, rows, deadline: float | None = None):
+    """(frame, facts, bad ids, ids that no time was left for) of one run: test rows by the mean of all folds, else each
+    row once by the fold that `rows_of_fold` says."""
     task, args = session.task, session.args
     loaded = load_run(run, task, args.fold, args.use, machine.device)
     if args.rows == "oof" and loaded[0][0] == "all":
@@ -96,8 +107,12 @@ def predict_run(session, run: Path, machine, rows):
     views = check_views(args.tta, spec["views"])
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
     options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run)}
+    plan, left = None, []
     if args.rows == "test":
-        frame, bad = predict_test(task, loaded, rows, settings, machine, progress=run.name, **options)
+        plan = deadline and make_plan(task, loaded, views, deadline, machine, run.name)
+        folds = [(fold, model, content["spec"]) for fold, model, content in loaded]
+        options |= {"progress": run.name, "plan": plan}
+        frame, bad, left = predict_folds(task, folds, rows, settings, machine, **options)
         frames = [frame]
     else:
         frames, bad = [], []
@@ -109,49 +124,22 @@ def predict_run(session, run: Path, machine, rows):
                 continue
             predicted = predict_rows(task, [model], part, content["spec"], settings, machine, progress=fold, **options)
             frames.append(with_fold(task.make_frame(predicted, content["spec"], part), part))
-            bad += bad_ids(predicted)
+            bad += marked(predicted)
     print(f"{run.name}: {len(loaded)} folds x {len(views)} views ({' '.join(views)}), {sum(map(len, frames))} rows")
     facts = {"run": run.name, "folds": [fold for fold, _, _ in loaded], "views": views, "task": task.name}
     facts |= {"use": args.use or trained["use"], "folds_hash": loaded[0][2]["folds_hash"], "units": task.units}
-    return task.concat(frames), facts, bad
+    if plan:
+        facts["time_budget"] = plan.facts(facts["folds"], len(left))
+        for line in plan.lines(facts["folds"], len(left)):
+            print(line)
+    return task.concat(frames), facts, bad, set(left)
 
 
-def rows_of_fold(rows, fold: str, which: str):
-    """The rows that a fold's model predicts. oof: those it is validated on; train: those of the fold before, which it
-    was trained on, the first also those trained on always; a full fit all. Together these are each row once."""
-    if fold == "all":
-        held = (rows["fold"] >= 0) | (rows["fold"] == ALWAYS)
-    elif which == "oof":
-        held = rows["fold"] == int(fold)
-    else:
-        before = (int(fold) - 1) % (rows["fold"].max() + 1)
-        held = rows["fold"].isin(({before} - {int(fold)}) | ({ALWAYS} if fold == "0" else set()))
-    return rows[held].reset_index(drop=True)
-
-
-def with_fold(frame, rows):
-    """A set with the fold that its rows are validated in."""
-    return frame.assign(fold=frame["id"].map(rows.set_index("id")["fold"]).to_numpy(int))
-
-
-def predict_test(task, loaded, rows, settings, machine, *, folder: Path, **options):
-    """(frame, bad ids): the mean of all folds; in one pass where they read the rows alike, else fold by fold."""
-    specs = [content["spec"] for _, _, content in loaded]
-    if all(task.reads(spec) == task.reads(specs[0]) for spec in specs):
-        models = [model for _, model, _ in loaded]
-        predicted = predict_rows(task, models, rows, specs[0], settings, machine, folder=folder, **options)
-        return task.make_frame(predicted, specs[0]), bad_ids(predicted)
-    frames, bad, apart = {}, [], folder.with_name(f"{folder.name}-folds")
-    for (fold, model, _), spec in zip(loaded, specs, strict=True):
-        predicted = predict_rows(task, [model], rows, spec, settings, machine, folder=apart / fold, **options)
-        frames[fold] = task.make_frame(predicted, spec)
-        bad += bad_ids(predicted)
-    devices.barrier()  # every process has written its maps
-    if not machine.main:
-        return frames[fold], bad
-    mean = task.mean_sets(frames, folder)
-    shutil.rmtree(apart, ignore_errors=True)
-    return mean, bad
+def make_plan(task, loaded, views: list[str], deadline: float, machine, name: str) -> budget.Plan:
+    """What the rows of a run get until the deadline (`budget.now`)."""
+    models, in_turn = [model for _, model, _ in loaded], not read_alike(task, [one["spec"] for _, _, one in loaded])
+    cost = lambda views, folds: passes(models[:folds], views)  # noqa: E731
+    return budget.Plan(deadline, views, len(models), passes=cost, machine=machine, name=name, in_turn=in_turn)
 
 
 def out_folder(args) -> Path:
@@ -162,10 +150,6 @@ def maps_folder(args, run: Path) -> Path:
     """Where the maps of one run are kept: the set's own place, or beside it where several runs are averaged."""
     folder = out_folder(args) if len(args.runs) == 1 else out_folder(args) / run.name
     return folder / SETS[args.rows][1]
-
-
-def bad_ids(predicted: dict) -> list[str]:
-    return [name for name, flag in zip(predicted["id"], predicted["bad"], strict=True) if flag]
 
 
 def read_post(found: list[Path], task):
@@ -187,7 +171,7 @@ def read_post(found: list[Path], task):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+    began, argv = budget.now(), sys.argv[1:] if argv is None else argv
     first = peek(argv, "--runs")
     known = runs.run_settings(runs.find_run(first)) if first else {}
     task, argv = pick_task(TASKS, argv, known.get("task")), with_data_of(argv, known)
@@ -195,6 +179,7 @@ def main(argv=None):
     split = None if exported or peek(argv, "--scene") else "test" if peek(argv, "--rows") in (None, "test") else "train"
     session = begin(parser_of(task), task, argv, split=split, without=("batch_size", "use"))
     args = session.args
+    check_budget(session, exported)
     found = [runs.find_run(run) for run in args.runs]
     devices.set_threads()
     machine = devices.start_machine(args.device_type, args.amp)
@@ -203,16 +188,24 @@ def main(argv=None):
     if task.map_scenes and args.scene:
         return map_scenes(session, found, machine)
     rows = read_asked(session, found[0])
-    sets, facts, bad = {}, [], []
+    sets, facts, bad, left = {}, [], [], {}
     for run in found:
-        sets[run.name], said, unread = predict_run(session, run, machine, rows)
+        deadline = budget.share(began, args.time_budget, len(found) - len(sets))
+        sets[run.name], said, unread, left[run.name] = predict_run(session, run, machine, rows, deadline)
         facts.append(said)
         bad += unread
     if len({said["folds_hash"] for said in facts}) > 1:
         raise InputError("--runs: they were trained on different folds; blend only runs of the same folds.csv")
     if not machine.main:
         return 0
-    return write_out(session, found, sets, facts, sorted(set(bad)))
+    return write_out(session, found, sets, facts, bad, left)
+
+
+def check_budget(session, exported: bool) -> None:
+    """InputError where --time-budget is asked of a job that cannot give anything up."""
+    args = session.args
+    if args.time_budget and (args.rows != "test" or exported or session.settings.get("scene")):
+        raise InputError("--time-budget: is for test rows alone; leave it out with --rows, --scene or an export")
 
 
 def read_asked(session, run: Path):
@@ -271,11 +264,14 @@ def export(session, found, machine) -> int:
     return 0
 
 
-def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
-    """preds/<name>/: pred.csv and spec.json, and what is handed in. Exit code 3 if an image could not be read."""
+def write_out(session, found, sets: dict, facts: list, bad: list[str], left: dict) -> int:
+    """preds/<name>/: pred.csv and spec.json, and what is handed in. Exit code 3 if a row was not read or predicted.
+
+    left: {run: ids that no time was left for}."""
     task, args = session.task, session.args
     out, (kind, maps) = out_folder(args), SETS[args.rows]
-    frame = task.mean_sets(sets, out / maps)
+    some = len(sets) > 1 and any(left.values())
+    frame = mean_of_predicted(task, sets, left, out / maps) if some else task.mean_sets(sets, out / maps)
     path = task.write_set(out, kind, frame)
     atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
     print(f"predictions: {path}")
@@ -287,9 +283,12 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str]) -> int:
     else:
         what = "out-of-fold score" if args.rows == "oof" else "score of what was trained on"
         print(f"{what} {task.score(task.truth_of(frame), frame)['score']:.4f} over {len(frame)} rows")
-    for row in bad:
+    unseen = set.intersection(*left.values())
+    for row in sorted(set(bad)):
         print(f"unreadable image: {row} got {task.bad_answer}", file=sys.stderr)
-    return 3 if bad and not args.allow_bad_images else 0
+    if unseen:
+        print(f"time budget: {len(unseen)} rows of {len(frame)} got {task.bad_answer}", file=sys.stderr)
+    return 3 if (bad or unseen) and not args.allow_bad_images else 0
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 from common.datasets.folds import TEST, UNUSED, check_groups, folds_hash, join_folds, read_folds, write_folds
+from common.engine import budget, runs
 from common.engine import device as devices
-from common.engine import runs
 from common.engine.batch_size import AUTO, known_batch_size, measure_batch_size
 from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
+from common.engine.clock import Clock
 from common.engine.experiments import LOCAL
 from common.engine.loop import Trainer, fit_closed_form
 from common.engine.rows import make_loader, predict_rows
@@ -27,7 +28,7 @@ from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
 from common.session import begin, make_parser, pick_task, with_data_of
-from common.settings import check_expected, peek, positive, positive_or_auto, settings_hash
+from common.settings import check_expected, duration, peek, positive, positive_or_auto, settings_hash
 from common.tasks import TASKS
 
 FLAG = argparse.BooleanOptionalAction
@@ -44,6 +45,8 @@ def parser_of(task):
     what.add_argument("--resume", action="store_true", help="go on where the fold was stopped")
     what.add_argument("--force", action="store_true", help="start over, replacing what is there")
     what.add_argument("--check", action="store_true", help="print all settings, take one step, draw a batch, exit")
+    what.add_argument("--time-budget", type=duration, metavar="TIME",
+                      help="8.5h, 30m, 90s: begin no epoch that would end later; --resume goes on")  # fmt: skip
     what.add_argument("--expect", nargs="+", default=[], metavar="KEY=VALUE", help="settings that must be so")
     weights = parser.add_argument_group("weights")
     weights.add_argument("--weights", default="auto", help="of the backbone: auto, none (random) or a file or folder")
@@ -154,8 +157,10 @@ def split_rows(rows, fold):
     return rows[~held].reset_index(drop=True), rows[held].reset_index(drop=True)
 
 
-def train_fold(session, rows, fold, folds_path, machine):
-    """Train one fold and leave its folder complete: checkpoints, log, curves, out-of-fold predictions, ledger."""
+def train_fold(session, rows, fold, folds_path, machine, clock):
+    """Train one fold and leave its folder complete: checkpoints, log, curves, out-of-fold predictions, ledger.
+
+    Where the clock stops it before its last epoch, with what --resume needs."""
     task, settings = session.task, session.settings
     folder = runs.fold_folder(settings["run"], fold)
     if settings["batch_size"] == AUTO:
@@ -189,7 +194,9 @@ def train_fold(session, rows, fold, folds_path, machine):
     print_banner(header, [said, *data.said], model, machine, {"train": train_rows, "valid": valid_rows}, loaders)
     tracker = Tracker(folder, settings, task, spec, valid_rows, loaders.get("valid"), machine)
     with tracker.experiment or contextlib.nullcontext():
-        history = fit(session, model, loaders, tracker, folder, header, train_rows, machine)
+        history = fit(session, model, loaders, tracker, folder, header, train_rows, machine, clock)
+        if clock.stopped:
+            return
         data.restore()
         frame = tracker.frame  # of a closed-form head: its stored features are those that inference computes
         if valid_rows is not None and not getattr(model, "closed_form", False):
@@ -201,7 +208,7 @@ def train_fold(session, rows, fold, folds_path, machine):
         finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, data.facts)
 
 
-def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
+def fit(session, model, loaders, tracker, folder, header, train_rows, machine, clock):
     """The history of epochs: the loop for what is trained by gradient, one pass for what is fitted in closed form."""
     task, settings = session.task, session.settings
     if getattr(model, "closed_form", False):
@@ -222,6 +229,7 @@ def fit(session, model, loaders, tracker, folder, header, train_rows, machine):
         folder=folder,
         header=header,
         machine=machine,
+        clock=clock,
         plateau=Plateau(settings["plateau_factor"], settings["plateau_patience"]) if falls else None,
         **{
             name: settings[name]
@@ -262,7 +270,7 @@ def finish_run(session, rows, known, machine):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+    began, argv = budget.now(), sys.argv[1:] if argv is None else argv
     session = begin_training(argv)
     task, settings = session.task, session.settings
     check_expected(settings, settings["expect"])
@@ -277,10 +285,14 @@ def main(argv=None):
         train_rows, _ = split_rows(rows, choose_folds(session, known)[0])
         check_recipe(task, settings, train_rows, machine, runs.RUNS / settings["run"])
         return
-    for fold in choose_folds(session, known):
-        train_fold(session, rows, fold, folds_path, machine)
-    finish_run(session, rows, known, machine)
+    clock = Clock(settings["time_budget"], began=began, machine=machine)
+    folds = choose_folds(session, known)
+    for fold in clock.through(folds, runs.unfinished_folds(settings["run"], folds, settings["force"])):
+        train_fold(session, rows, fold, folds_path, machine, clock)
+    if not clock.stopped:
+        finish_run(session, rows, known, machine)
     devices.stop_processes()
+    return clock.say_stopped(argv)
 
 
 if __name__ == "__main__":

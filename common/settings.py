@@ -53,6 +53,16 @@ def positive_or_auto(text: str) -> int | str:
     return text if text == "auto" else positive(text)
 
 
+def duration(text: str) -> float:
+    """argparse type of a time: 8.5h, 30m, 90s or a number of seconds; the answer is in seconds, more than 0."""
+    factor = {"h": 3600.0, "m": 60.0, "s": 1.0}.get(text[-1:], None)
+    with contextlib.suppress(ValueError):
+        seconds = float(text[:-1]) * factor if factor else float(text)
+        if 0 < seconds < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r}: give a time as 8.5h, 30m, 90s or a number of seconds")
+
+
 def peek(argv: list[str], option: str, default=None):
     """The value of one option before the full parser exists (its last mention, as argparse has it)."""
     value = default

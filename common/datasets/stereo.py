@@ -21,7 +21,7 @@ from common.errors import InputError
 from common.files import atomic_write
 
 STORE_VERSION = 1  # raise it when decoding, stamp removal or resizing changes a pixel
-ON_BAD = ("error", "mark")
+ON_BAD = ("error", "mark", "skip")
 
 
 def init_worker(worker: int) -> None:
@@ -91,7 +91,8 @@ class StereoDataset(Dataset):
     augment: a StereoAugment; swap_prob: chance that the halves change places; mix: a Mix over the same rows.
     cache: folder for decoded halves (size H*W*6 bytes a photo), None to decode every time; force_cache decodes anew.
     aux: {name: (n, K) label distributions}, a row of zeros where the label is unknown.
-    on_bad: "error" passes on what reading a photo raises; "mark" gives a zero image and "bad": True in the sample.
+    on_bad: "error" passes on what reading a photo raises; "mark" gives a zero image and "bad": True in the sample;
+    "skip" gives every photo that, and reads none.
 
     A sample: {"image": float32 (2, 3, H, W), "target": float32 (n outputs,), "valid": bool (n outputs,), "id": str},
     "aux" {name: float32 (K,)} if there are any, and "bad" with on_bad="mark".
@@ -126,7 +127,7 @@ class StereoDataset(Dataset):
         self.mask_stamp, self.photo_size, self.on_bad = mask_stamp, photo_size, on_bad
         self.tables = normalising_tables(mean, std)
         self.files: list[Path | None] = [None] * len(self.paths)
-        if cache is not None:
+        if cache is not None and on_bad != "skip":
             self.use_store(HalvesStore(cache, self.size, mask_stamp, photo_size), force_cache)
 
     def use_store(self, store: HalvesStore, force: bool) -> None:
@@ -172,12 +173,14 @@ class StereoDataset(Dataset):
         found = {"image": halves, "target": torch.tensor(target), "valid": torch.tensor(valid), "id": self.ids[index]}
         if aux:
             found["aux"] = {name: torch.tensor(labels) for name, labels in aux.items()}
-        if self.on_bad == "mark":
+        if self.on_bad != "error":
             found["bad"] = halves is None
         return found
 
     def halves(self, epoch: int, index: int) -> Sequence[np.ndarray] | None:
         """Swapped and augmented halves, each uint8 (H, W, 3), before mixing; None for a photo marked bad."""
+        if self.on_bad == "skip":
+            return None
         try:
             file = self.files[index]
             left, right = np.load(file) if file is not None and file.is_file() else self.read(self.paths[index])

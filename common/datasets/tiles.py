@@ -159,7 +159,8 @@ class TileDataset(Dataset):
 
     data: where the tile has pixels; valid: where its label, if it has one, is known too.
     plan and count: `count` crops an epoch, drawn by the plan and augmented, by key (epoch, index); without a plan every
-    row's whole tile, nothing random. on_bad "mark": a tile that cannot be read is all no data and "bad".
+    row's whole tile, nothing random. on_bad "mark": a tile that cannot be read is all no data and "bad";
+    "skip": so is every tile, and none is read.
     soften(target, valid) -> (valid, confidence or None): what training takes of a crop's labels, see soft_targets.
     """
 
@@ -192,12 +193,15 @@ class TileDataset(Dataset):
 
     def whole(self, index: int) -> dict:
         try:
+            if self.on_bad == "skip":
+                raise InputError("not to be read")
             image, data, label = self.standard(self.store.whole(index))
             bad = False
         except InputError as error:
             if self.on_bad == "error":
                 raise
-            print(f"unreadable: {error}")
+            if self.on_bad == "mark":
+                print(f"unreadable: {error}")
             size, bad = self.store.source.size_of(self.store.paths[index]), True
             image = np.zeros((len(self.spec["inputs"]), *size), np.float32)
             data, label = np.zeros(size, bool), None

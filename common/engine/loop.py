@@ -15,8 +15,10 @@ import torch
 from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
+from common.engine import budget
 from common.engine import device as device_module
 from common.engine.checkpoint import load_checkpoint, save_checkpoint
+from common.engine.clock import Clock, OutOfTime
 from common.engine.device import Machine, autocast, peak_memory_gb, rng_state, set_rng_state, to_device
 from common.engine.schedule import Plateau, Stage, set_lr, stage_at
 from common.errors import InputError
@@ -28,6 +30,7 @@ class Trainer:
 
     validate(model, epoch) -> {"score": float, ...}: called with the averaged model where an average is kept.
     header: what every checkpoint of the fold carries (spec, fold, args, versions, git, folds_hash, external).
+    clock: says when there is no time for another epoch; by default there always is.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Trainer:
         seed: int = 0,
         on_epoch=None,
         plateau: Plateau | None = None,
+        clock: Clock | None = None,
     ):
         device = machine.device
         self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
@@ -58,7 +62,7 @@ class Trainer:
         self.stages, self.folder, self.header = stages, folder, header
         self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
         self.collapse_epochs = collapse_epochs
-        self.seed, self.on_epoch, self.plateau = seed, on_epoch, plateau
+        self.seed, self.on_epoch, self.plateau, self.clock = seed, on_epoch, plateau, clock or Clock()
         self.epochs = sum(stage.epochs for stage in stages)
         groups = [{**group, "lr0": group["lr"]} for group in groups]
         self.optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
@@ -67,6 +71,7 @@ class Trainer:
         self.net, self.stage_number = model, None
         self.history: list[dict] = []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
+        self.saved_epoch = 0  # next_epoch of the last.pt on the disk
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -74,14 +79,23 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def run(self) -> list[dict]:
-        """Train from next_epoch to the end or to early stopping; returns the history, a dict an epoch."""
+        """Train from next_epoch to the end, to early stopping or until the clock says that time is out; returns the
+        history, a dict an epoch."""
         self.check_collapse()  # of a run that is resumed
         while self.next_epoch < self.epochs and not self.stopped_early():
             epoch = self.next_epoch
             self.enter_stage(epoch)
-            record = self.train_epoch(epoch)
+            if not self.clock.begin_epoch(self):
+                self.save_last()
+                break
+            try:
+                record = self.train_epoch(epoch)
+            except OutOfTime:  # the weights are between two epochs: last.pt stays what it is
+                break
+            trained = budget.now()
             record |= self.validate(self.evaluated, epoch)
             self.finish_epoch(epoch, record)
+            self.clock.end_epoch(trained, self)
             self.check_collapse()
         return self.history
 
@@ -138,6 +152,7 @@ class Trainer:
                 sums[key] = sums.get(key, 0.0) + float(value) * count
             if epoch == self.next_epoch == 0 and step == min(4, steps - 1) and self.machine.main:
                 self.say_estimate((time.perf_counter() - started) / (step + 1) * steps)
+            self.clock.step(step, steps, self)
             asked = time.perf_counter()
         seconds = time.perf_counter() - started
         means = {f"train_{key}": value / max(rows, 1) for key, value in sums.items()}
@@ -197,8 +212,9 @@ class Trainer:
         if self.machine.main:
             if improved:
                 self.save("best.pt", self.evaluated.state_dict())
-            if self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early():
-                self.save("last.pt", self.model.state_dict(), **self.resume_state())
+            due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs
+            if due or self.stopped_early() or self.clock.near():
+                self.save_last()
             self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
@@ -211,6 +227,12 @@ class Trainer:
         """A state dict without the part that is stored once for all folds."""
         external = self.header.get("external")
         return {k: v for k, v in state.items() if not (external and k.startswith(external["prefix"]))}
+
+    def save_last(self) -> None:
+        """last.pt of what is trained, where it is not on the disk."""
+        if self.machine.main and self.saved_epoch != self.next_epoch:
+            self.save("last.pt", self.model.state_dict(), **self.resume_state())
+            self.saved_epoch = self.next_epoch
 
     def save(self, name: str, state: dict, **more) -> None:
         content = {
@@ -249,6 +271,7 @@ class Trainer:
             self.plateau.load_state_dict(content["plateau"])
         self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
         self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
+        self.saved_epoch = self.next_epoch
         set_rng_state(content["rng"])
         if self.machine.main:
             self.write_log()  # a kill between last.pt and the log would leave the log a line short for good

@@ -1,6 +1,6 @@
 """The one forward path: validation inside training and inference alike."""
 
-from itertools import chain, groupby
+from itertools import groupby
 
 import torch
 from tqdm import tqdm
@@ -86,29 +86,67 @@ def part_of(batch: dict, chosen: list[int], height: int, width: int) -> dict:
     return part
 
 
+def passes(models: list, views: list[str]) -> int:
+    """Forward passes that a batch costs: models that share a frozen backbone cost as much as one of them."""
+    on_image = len({split_view(view)[0] for view in views})
+    shared = [getattr(models[group[0]], "backbone_key", None) is not None for group in group_shared(models)]
+    return sum(on_image if one else len(views) for one in shared)
+
+
+def filled_up(seen: dict, count: int) -> dict:
+    """{key: (M,B,...)} of fewer models as one of `count`: the others get their mean, which so stays what it is."""
+    return {
+        key: torch.cat([value, value.mean(dim=0, keepdim=True).expand(count - len(value), *value.shape[1:])])
+        if len(value) < count else value
+        for key, value in seen.items()
+    }  # fmt: skip
+
+
+def nothing_seen(like: dict, image: torch.Tensor) -> dict:
+    """{key: (M,B,...)} of zeros for a batch that is not predicted; like: (M,...) of every key, from one that was."""
+    zeros = {}
+    for key, (count, *shape) in like.items():
+        shape = [*shape[:-2], *image.shape[-2:]] if len(shape) == 3 else shape  # a map is as large as its image
+        zeros[key] = torch.zeros(count, len(image), *shape)
+    return zeros
+
+
 @torch.inference_mode()
-def predict(models, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "", keep=None) -> dict:
+def predict(
+    models, loader, *, views: list[str], device, to_pred, amp=None, progress: str = "", keep=None, steps=None
+) -> dict:
     """Predictions of every model over a loader, averaged over the views in the units that `to_pred` returns.
 
     to_pred(model, outputs) -> {"pred": (B,...) tensor, ...}; every key is averaged over views by itself.
     keep(batch, {key: (M,B,...) tensor}) -> what is to be kept of a batch, in the same form: maps of a whole data set
     need not fit in memory.
+    steps: (batch, views, number of models) in place of the loader's batches, where not every batch gets everything;
+    rows that no model saw are bad then, and "left": [bool] tells them from those that could not be read.
     Returns {"id": [str], "bad": [bool], key: float32 (M, n, ...)} for M models in the order given.
     """
     was_training = [model.training for model in models]
     for model in models:
         model.eval().to(device)
-    groups = group_shared(models)
-    ids, bad, parts = [], [], {}
-    bar = tqdm(loader, desc=progress, disable=None if progress else True, leave=False)
+    ids, bad, left, parts, like = [], [], [], {}, {}
+    planned, steps = steps is not None, steps or ((batch, views, len(models)) for batch in loader)
+    total = len(loader) if hasattr(loader, "__len__") else None
+    bar = tqdm(steps, total=total, desc=progress, disable=None if progress else True, leave=False)
     most = CPU_PIXELS if torch.device(device).type == "cpu" else None
-    for batch in chain.from_iterable(of_one_size(batch, most) for batch in bar):
-        image = to_device({"image": batch["image"]}, device)["image"]
-        seen = mean_over_views(models, groups, image, views, to_pred, device, amp)
+    alike = ((part, given, count) for batch, given, count in bar for part in of_one_size(batch, most))
+    for batch, given, count in alike:
+        if count:
+            image = to_device({"image": batch["image"]}, device)["image"]
+            some = models[:count]
+            seen = filled_up(mean_over_views(some, group_shared(some), image, given, to_pred, device, amp), len(models))
+            like = {key: (len(value), *value.shape[2:]) for key, value in seen.items()}
+        else:
+            seen = nothing_seen(like, batch["image"])
         for key, value in (keep(batch, seen) if keep else seen).items():
             parts.setdefault(key, []).append(value.cpu())
         ids += list(batch["id"])
-        bad += [bool(flag) for flag in batch.get("bad", [False] * len(batch["id"]))]
+        bad += [bool(flag) or not count for flag in batch.get("bad", [False] * len(batch["id"]))]
+        left += [not count] * len(batch["id"])
     for model, training in zip(models, was_training, strict=True):
         model.train(training)
-    return {"id": ids, "bad": bad, **{key: torch.cat(values, dim=1).numpy() for key, values in parts.items()}}
+    kept = {key: torch.cat(values, dim=1).numpy() for key, values in parts.items()}
+    return {"id": ids, "bad": bad, **({"left": left} if planned else {}), **kept}

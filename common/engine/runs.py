@@ -18,9 +18,9 @@ from common.settings import changed_settings, write_settings
 RUNS = Path("runs")
 # settings that may differ between two calls that train the same thing
 FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
-FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "train_folds", "workers"}
+FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "time_budget", "train_folds", "workers"}
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "scikit-learn")
-THIS_CALL = {"check", "expect", "force", "resume"}  # of one call, not of what is trained
+THIS_CALL = {"check", "expect", "force", "resume", "time_budget"}  # of one call, not of what is trained
 LEDGER_COLUMNS = ("run", "fold", "score", "git", "dirty", "settings", "folds", "seconds")
 
 
@@ -132,6 +132,11 @@ def locked(path: Path):
 
 def expected_folds(folds: pd.DataFrame) -> list[int]:
     return sorted(int(fold) for fold in folds["fold"].unique() if fold >= 0)
+
+
+def unfinished_folds(run: str, folds: list, force: bool) -> list:
+    """Those of the folds that are to be trained: all of them with --force."""
+    return [fold for fold in folds if force or not is_finished(fold_folder(run, fold))]
 
 
 def finished_folds(run: Path) -> list[str]:

@@ -21,8 +21,9 @@ def copy_folder(source: Path, target: Path, *, keep_free: float = 0.0) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     size, free = size_of(source), shutil.disk_usage(target.parent).free
     if size + keep_free > free:
-        raise InputError(f"{source}: {size / 1e6:.0f} MB do not fit into {target.parent} with {free / 1e6:.0f} MB free; "
-                         "attach or keep less")  # fmt: skip
+        raise InputError(
+            f"{source}: {size / 1e6:.0f} MB, and {target.parent} has {free / 1e6:.0f} MB free; attach less"
+        )
     new, old = temporary_sibling(target), temporary_sibling(target)
     try:
         # without the rights of the files, which are read-only in a mount

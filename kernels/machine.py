@@ -49,13 +49,16 @@ def count_processes(gpus: list[str], forced) -> int:
         return max(1, len(gpus))
     if not str(forced).isdigit() or int(forced) < 1:
         raise InputError(f"LANDFOLD_PROCESSES={forced}: give a whole number of 1 or more")
+    if gpus and int(forced) > len(gpus):
+        raise InputError(f"LANDFOLD_PROCESSES={forced}: there are {len(gpus)} GPUs, which processes do not share; give "
+                         f"{len(gpus)} or less")  # fmt: skip
     return int(forced)
 
 
 class Disk:
     """Free room of the working folder: said once when it gets low, an end when nothing is left."""
 
-    def __init__(self, folder: Path, *, warn: float = WARN, stop: float = STOP):
+    def __init__(self, folder: Path, *, warn: float, stop: float):
         self.folder, self.warn, self.stop = folder, warn, stop
         self.warned = False
 

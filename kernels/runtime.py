@@ -94,8 +94,9 @@ def run_kernel(kernel: dict, inputs: Path, working: Path) -> int:
     for line in mounts.describe(inputs, listing):
         say(line)
     with tempfile.TemporaryDirectory(prefix="landfold-", ignore_cleanup_errors=True) as temporary:
+        disk = machine.Disk(working, warn=machine.WARN, stop=machine.STOP)
         session = Session(kernel, inputs, working, listing, Path(temporary), len(found), processes,
-                          None if budget is None else started + budget, machine.Disk(working))  # fmt: skip
+                          None if budget is None else started + budget, disk)  # fmt: skip
         for line in machine.install(kernel["packages"], listing, session.packages):
             say(line)
         session.words = [mounts.resolve(words, listing, inputs) for words in kernel["calls"]]

@@ -358,7 +358,8 @@ def test_windows_too_poor_to_raise_the_share_leave_repetition_alone(tiles, tmp_p
 def test_windows_that_all_share_ground_leave_repetition_alone(tiles, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic_tiles, "place_of", lambda rows, index: ("one", 0, 0))
     monkeypatch.setattr(synthetic_tiles, "SHARED", 1.0)  # or thinned windows would be fewer than k + 1
-    before, given, _ = call(tiles, tmp_path, side=48)
+    before, given, _ = call(tiles, tmp_path, side=48, target=0.04)
+    assert (before["medium"] > 0.04).any()  # and poor they are not
     assert_repetition_alone(before, given, "no window of 48 px")
 
 

@@ -40,6 +40,7 @@ def parser_of() -> Words:
     parser.add_argument("--out", type=Path, default=Path("build"), help="folder for what is built (default: build)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     kernel = parser.add_argument_group("kernels; words after -- are added to their train.py or infer.py calls")
+    kernel.add_argument("--title", help="another than the kernel.yaml's, and so another slug: a second of its kind")
     kernel.add_argument("--notebook", action="store_true", help="the same as .ipynb")
     kernel.add_argument("--attach", action="append", default=[], metavar="OWNER/SLUG", help="one more data set")
     kernel.add_argument("--attach-kernel", action="append", default=[], metavar="OWNER/SLUG",
@@ -51,7 +52,7 @@ def parser_of() -> Words:
     sets.add_argument("--dataset", nargs="+", metavar=("KIND", "PATH"),
                       help=f"{', '.join(DATA_SETS)}: runs, folds.csv, pretrained files, nothing")  # fmt: skip
     sets.add_argument("--name", help="of the data set (default: landfold-…)")
-    sets.add_argument("--licence", default="other", help="as Kaggle names it (default: other)")
+    sets.add_argument("--licence", help="as Kaggle names it (default: other)")
     sets.add_argument("--blend", type=Path, action="append", metavar="FILE", help="weights: blends of these runs")
     sets.add_argument("--use", choices=WEIGHTS, help="weights: which of a fold's (default: as the run was trained)")
     sets.add_argument("--wheels", action="store_true", help="the same as --dataset wheels")
@@ -70,10 +71,9 @@ def runtime_kernel(name: str, found: dict, state: dict, words: list[str], budget
     where = f"kernels/{name}/kernel.yaml"
     calls = [specs.words_of(call, where) for call in found["calls"]]
     script = specs.main_script(calls)
-    calls = [[*call, *words] if call[0] == script else call for call in calls]
+    calls = [[*call, *map(specs.carried_word, words)] if call[0] == script else call for call in calls]
     for call in calls:
         specs.check_call(call, found["task"], where)
-    budget = found["time_budget"] if budget is None else budget
     return {
         "name": name,
         "task": found["task"],
@@ -81,7 +81,7 @@ def runtime_kernel(name: str, found: dict, state: dict, words: list[str], budget
         "commit": state["commit"] + ("-dirty" if state["dirty"] else ""),
         "gpu": found["gpu"],
         "calls": calls,
-        "time_budget": None if budget == "none" else budget,
+        "time_budget": specs.time_budget(found["time_budget"] if budget is None else budget, where),
         "hand_in": found["hand_in"],
         "packages": specs.bounds(found["packages"], where),
     }
@@ -110,7 +110,7 @@ def metadata_of(found: dict, user: str, code_file: str, args) -> dict:
 
 def build_kernel(name: str, user: str, state: dict, packed: bytes, words: list[str], args) -> Path:
     """build/<name>/ with kernel-metadata.json and the code file; the folder."""
-    found = specs.read_kernel(name)
+    found = specs.read_kernel(name, args.title)
     kernel = runtime_kernel(name, found, state, words, args.time_budget)
     kind, suffix = ("notebook", ".ipynb") if args.notebook else ("script", ".py")
     code_file = specs.slugify(found["title"]) + suffix
@@ -128,13 +128,17 @@ def build_kernels(args, words: list[str]) -> int:
     names = specs.kernel_names() if args.kernels == ["all"] else args.kernels
     if not names:
         raise InputError(f"KERNEL: name one or several of {', '.join(specs.kernel_names())}, or all")
-    given = [option for option in ("name", "blend", "use", "python", "image") if getattr(args, option) is not None]
-    if given:
-        raise InputError(f"--{given[0]}: is of data sets; give it with --dataset")
+    for option in ("name", "licence", "blend", "use", "python", "image"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option}: is of data sets; give it with --dataset")
+    if args.title and len(names) > 1:
+        raise InputError("--title: is of one kernel; build them one by one")
     user, state = specs.user_name(args.user), payload.git_state()
     packed = payload.pack(payload.carried_files())
     for name in names:
         build_kernel(name, user, state, packed, words, args)
+    for path in payload.left_out():
+        print(f"not carried: {path} is not tracked; git add it")
     if state["dirty"]:
         print("not committed: something differs from the commit that is named; push.sh sends no such kernel")
     return 0
@@ -145,11 +149,12 @@ def main(argv=None) -> int:
     own = list(takewhile(lambda word: word != "--", argv))
     words = argv[len(own) + 1 :]
     args = parser_of().parse_args(own)
-    if args.wheels:
-        args.dataset = args.dataset or ["wheels"]
+    if args.wheels and args.dataset:
+        raise InputError("--wheels: is a data set of its own; give it without --dataset")
+    args.dataset = ["wheels"] if args.wheels else args.dataset
     if not args.dataset:
         return build_kernels(args, words)
-    of_kernels = ("notebook", "attach", "attach_kernel", "data_set", "competition", "time_budget")
+    of_kernels = ("title", "notebook", "attach", "attach_kernel", "data_set", "competition", "time_budget")
     given = ["--" + name.replace("_", "-") for name in of_kernels if getattr(args, name)]
     if given or args.kernels or words:
         what = [*given, *args.kernels, "--"][0]

@@ -71,7 +71,8 @@ def copy_run(run: Path, target: Path, use: str | None) -> str:
         kept.mkdir()
         settings = runs.read_settings(source)
         chosen = use or settings["use"]
-        write_settings(kept / "args.yaml", settings | {"use": chosen})
+        # where the data lay is of this machine: there the mounts are looked at
+        write_settings(kept / "args.yaml", settings | {"use": chosen, "data": None})
         slim_checkpoint(checkpoint_file(source, chosen), checkpoint_file(kept, chosen), chosen)
         for name in FOLD:
             if (source / name).is_file():
@@ -154,7 +155,7 @@ def write_data_set(args: Namespace) -> int:
     if not NAME.fullmatch(name) or len(name) not in LENGTH:
         raise InputError(f"--name {name}: give 6 to 50 small letters, digits and hyphens")
     title = name.replace("-", " ").capitalize()
-    metadata = {"title": title, "id": f"{user}/{name}", "licenses": [{"name": args.licence}]}
+    metadata = {"title": title, "id": f"{user}/{name}", "licenses": [{"name": args.licence or "other"}]}
     with replaced_folder(args.out / name) as folder:
         DATA_SETS[kind](folder, paths, args)
         held = [(path.relative_to(folder), path.stat().st_size) for path in sorted(folder.rglob("*")) if path.is_file()]

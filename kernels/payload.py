@@ -125,6 +125,12 @@ def carried_files() -> list[str]:
     return [name for name in tracked if is_carried(name) and (ROOT / name).is_file()]
 
 
+def left_out() -> list[str]:
+    """Files that a payload would hold if git knew them."""
+    others = git("ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    return sorted(name for name in others if name and is_carried(name))
+
+
 def pack(names: list[str]) -> bytes:
     """A tar.xz of files of the checkout, the same bytes for the same content whatever the clock, user and umask."""
     content = io.BytesIO()

@@ -1,9 +1,10 @@
 """kernel.yaml: what a kernel is called, what is attached to it and the calls it makes, checked before it is sent.
 
-Words of a call may hold {run:NAME} and {find:NAME}, which kernels/mounts.py finds in the mounts, and {code}, the folder
-that the code is unpacked to.
+Words of a call may hold {run:NAME} and {find:NAME}, which kernels/mounts.py finds in the mounts. A recipe (recipes/…)
+is carried with the code: {code}, put before it here, is the folder that the code is unpacked to.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import yaml
 
 from common.errors import InputError
 from common.session import pick_task
-from common.settings import parse_settings, peek
+from common.settings import duration, parse_settings, peek
 from common.tasks import TASKS
 from kernels.payload import ROOT, SCRIPTS
 
@@ -53,8 +54,9 @@ def user_name(given: str | None) -> str:
     return found
 
 
-def read_kernel(name: str) -> dict:
-    """The content of kernels/<name>/kernel.yaml with every key there. InputError for what is unknown or lacks."""
+def read_kernel(name: str, title: str | None = None) -> dict:
+    """The content of kernels/<name>/kernel.yaml with every key there, under another title where one is given.
+    InputError for what is unknown or lacks."""
     path = KERNELS / name / "kernel.yaml"
     if not path.is_file():
         raise InputError(f"{name}: no such kernel; there are {', '.join(kernel_names())}")
@@ -70,7 +72,7 @@ def read_kernel(name: str) -> dict:
         if key not in content:
             raise InputError(f"{path}: lacks {key}")
     empty = {"competitions": [], "datasets": [], "kernels": [], "time_budget": None, "hand_in": None, "packages": []}
-    return check_kernel(empty | content, path)
+    return check_kernel(empty | content | ({"title": title} if title else {}), path)
 
 
 def check_kernel(content: dict, path: Path) -> dict:
@@ -113,12 +115,28 @@ def bounds(packages: list[str], where: str) -> list[str]:
     return [known[package] for package in packages]
 
 
+def time_budget(value, where: str) -> str | None:
+    """The time of a whole kernel as text; None where there is none. InputError for what is no time."""
+    if value in (None, "none"):
+        return None
+    try:
+        duration(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{where}: time budget {error}") from error
+    return str(value)
+
+
 def words_of(call, where: str) -> list[str]:
     """The words of a call that is text or a list."""
     words = shlex.split(call) if isinstance(call, str) else [str(word) for word in call or []]
     if not words or words[0] not in SCRIPTS:
         raise InputError(f"{where}: {' '.join(words) or 'empty'}: a call begins with {', '.join(SCRIPTS)}")
-    return words
+    return [words[0], *map(carried_word, words[1:])]
+
+
+def carried_word(word: str) -> str:
+    """A word that names a recipe of the checkout, as it is named there: the calls run in another folder."""
+    return f"{{code}}/{word}" if word.startswith("recipes/") and (ROOT / word).is_file() else word
 
 
 def main_script(calls: list[list[str]]) -> str:

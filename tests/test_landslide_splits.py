@@ -75,6 +75,7 @@ def test_bands_by_name_of_tiles_that_have_others(tmp_path, capsys):
     assert list(json.loads((run / "post.json").read_text())["bands"]) == ["ndvi", "slope"]
     call(tmp_path, "ensemble", "--runs", "some", "--crf", "--no-baselines")
     assert "report:" in capsys.readouterr().out
+    assert "tile cannot be shown" not in (tmp_path / "out/report.html").read_text()
     call(tmp_path, "ensemble", "--runs", "some", "--crf", "--crf-bands", "soil", "--no-report", code=2)
     assert "--crf-bands soil: no such band; there are ndvi, slope" in capsys.readouterr().err
     call(tmp_path, "infer", "--runs", "some", "--crf", "--workers", "0", "--out", "preds")

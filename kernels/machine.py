@@ -124,10 +124,13 @@ def choose_wheel(one: Requirement, wheels: dict[Path, tuple]) -> Path | None:
 
 
 def needed_by(wheel: Path) -> list[Requirement]:
-    """What a wheel says it needs here, without its extras."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    """What a wheel says it needs here, without its extras. InputError for a file that is no wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise InputError(f"{wheel}: is no wheel; build the data set of wheels again") from error
     found = [Requirement(line) for line in lines]
     return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
 

@@ -4,9 +4,9 @@ The generated script of `kernels/build.py` unpacks this code and calls `main`; n
 first lines appear within a second.
 """
 
+import argparse
 import contextlib
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from common.errors import InputError, run_script
 from common.files import atomic_write
+from common.settings import duration
 from kernels import calls, machine, mounts
 from kernels.calls import say
 from kernels.copies import copy_folder
 
 INPUTS, WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 PAYLOAD = Path(__file__).resolve().parents[1]
-UNITS = {"h": 3600, "m": 60, "s": 1, "": 1}
 RESERVE = 60.0  # seconds kept for the end of a kernel, and for every call of ensemble.py still to come
 TOLERANCE = 300.0  # seconds that a call may take longer than its share
 
@@ -51,13 +51,11 @@ class Session:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """Seconds of a time such as 8.5h, 30m, 90s or 3600; None stays None. InputError for anything else."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([hms]?)", str(text))
-    if not found or float(found[1]) <= 0:
-        raise InputError(f"time_budget {text}: give hours, minutes or seconds, as 8.5h, 30m or 90s")
-    return float(found[1]) * UNITS[found[2]]
+    """Seconds of a time such as 8.5h; None stays None. InputError for anything else."""
+    try:
+        return None if text is None else duration(str(text))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"time_budget {error}") from error
 
 
 def main(kernel: dict, *, inputs: Path = INPUTS, working: Path = WORKING) -> int:

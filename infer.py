@@ -96,7 +96,7 @@ def load_run(run: Path, task, wanted, use: str | None, device):
     return loaded
 
 
-def predict_run(session, run: Path, machine, rows, deadline: float | None = None):
+def predict_run(session, run: Path, machine, rows, deadlines: tuple):
     """(frame, facts, bad ids, ids that no time was left for) of one run: test rows by the mean of all folds, else each
     row once by the fold that `rows_of_fold` says."""
     task, args = session.task, session.args
@@ -109,7 +109,7 @@ def predict_run(session, run: Path, machine, rows, deadline: float | None = None
     options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run)}
     plan, left = None, []
     if args.rows == "test":
-        plan = deadline and make_plan(task, loaded, views, deadline, machine, run.name)
+        plan = deadlines[0] and make_plan(task, loaded, views, deadlines, machine, run.name)
         folds = [(fold, model, content["spec"]) for fold, model, content in loaded]
         options |= {"progress": run.name, "plan": plan}
         frame, bad, left = predict_folds(task, folds, rows, settings, machine, **options)
@@ -135,11 +135,13 @@ def predict_run(session, run: Path, machine, rows, deadline: float | None = None
     return task.concat(frames), facts, bad, set(left)
 
 
-def make_plan(task, loaded, views: list[str], deadline: float, machine, name: str) -> budget.Plan:
-    """What the rows of a run get until the deadline (`budget.now`)."""
+def make_plan(task, loaded, views: list[str], deadlines: tuple, machine, name: str) -> budget.Plan:
+    """What the rows of a run get until its deadline, or until the other one before rows are given up."""
     models, in_turn = [model for _, model, _ in loaded], not read_alike(task, [one["spec"] for _, _, one in loaded])
     cost = lambda views, folds: passes(models[:folds], views)  # noqa: E731
-    return budget.Plan(deadline, views, len(models), passes=cost, machine=machine, name=name, in_turn=in_turn)
+    until, limit = deadlines
+    options = {"passes": cost, "machine": machine, "name": name, "in_turn": in_turn, "limit": limit}
+    return budget.Plan(until, views, len(models), **options)
 
 
 def out_folder(args) -> Path:
@@ -191,7 +193,10 @@ def main(argv=None):
     sets, facts, bad, left = {}, [], [], {}
     for run in found:
         deadline = budget.share(began, args.time_budget, len(found) - len(sets))
-        sets[run.name], said, unread, left[run.name] = predict_run(session, run, machine, rows, deadline)
+        # a row's second opinion is worth less than another row's first
+        limit = deadline if sets else budget.share(began, args.time_budget, 1)
+        frame, said, unread, left[run.name] = predict_run(session, run, machine, rows, (deadline, limit))
+        sets[run.name] = frame
         facts.append(said)
         bad += unread
     if len({said["folds_hash"] for said in facts}) > 1:

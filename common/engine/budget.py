@@ -5,13 +5,15 @@ Time is read by `now` alone. Processes agree on every decision, so that none wai
 
 import time
 from collections import Counter, deque
+from statistics import mean
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 FIRST = 3  # batches before a plan is made: the first is slower than those that follow, two are measured
-RECENT = 10  # batches that an estimate is the mean of
+TRIAL = 0.1  # share of the time that these may take; where they would take more, the first one has to do
+RECENT, LAST = 10, 3  # batches that an estimate is the mean of: of the last ones alone where they took longer
 
 
 def now() -> float:
@@ -53,10 +55,13 @@ class Plan:
     last first. What is left of the job is estimated anew before every batch, so that rows that follow slow ones get
     less, and those that follow fast ones more.
     passes(views, folds) -> forward passes that a batch costs; in_turn: the folds are predicted one after the other,
-    each over all rows, else together.
+    each over all rows, else together. limit: the deadline where rows would have to be given up else.
     """
 
-    def __init__(self, deadline: float, views: list[str], folds: int, *, passes, machine, name="", in_turn=False):
+    def __init__(
+        self, deadline: float, views: list[str], folds: int, *, passes, machine, name="", in_turn=False, limit=None
+    ):
+        self.limit = deadline if limit is None else limit
         self.deadline, self.passes, self.machine, self.name, self.in_turn = deadline, passes, machine, name, in_turn
         self.begun = now()
         self.levels = [(views[:count], folds) for count in range(len(views), 0, -1)]
@@ -91,7 +96,9 @@ class Plan:
             batch = next(batches)
             arrived = now()
             yield batch, views, 1 if self.in_turn else folds
-            if done:
+            if done or not self.measured:
+                if done == 1 and not self.turn:
+                    self.measured.clear()  # the first batch, which stood for what was not known yet
                 work = now() - arrived - self.kept
                 self.measured.append((arrived - asked, self.kept, work / self.passes_of(self.level)))
             self.given[tuple(views), self.turn if self.in_turn else folds] += loader.batch_sampler.rows_of(done)
@@ -107,17 +114,20 @@ class Plan:
 
     def goes_on(self, done: int, steps: int) -> bool:
         """Choose what the next batch gets; False where there is no time for it. One batch is always predicted."""
-        count = max(1, len(self.measured))
-        means = [sum(column) / count for column in zip(*self.measured, strict=True)] or [0.0, 0.0, 0.0]
+        means = [max(mean(column), mean(column[-LAST:])) for column in zip(*self.measured, strict=True)] or [0.0] * 3
         spent, wait, keep, work = agreed([now() - self.deadline, *means], self.machine)
         # what is kept is read and written once more when all is done, by one process
         room = -spent - keep * (steps - done) - (keep * steps * self.machine.world if self.measured else 0)
         costs = [wait + work * self.passes_of(level) for level in range(len(self.levels))]
-        if self.turn == 0 and done < FIRST or not self.measured:
-            self.level = self.level if room > 0 else len(self.levels) - 1
-            return room > 0 or done == 0
+        if not self.measured:
+            self.level = 0 if room > 0 else len(self.levels) - 1
+            return True
+        if self.turn == 0 and done < FIRST and costs[0] * (FIRST - done) <= TRIAL * room:
+            return True
         needs = [cost * self.batches_left(level, done, steps) for level, cost in enumerate(costs)]
         fitting = [level for level, need in enumerate(needs) if need <= room]
+        if not fitting:
+            room += self.limit - self.deadline
         self.level = fitting[0] if fitting else min(range(len(needs)), key=needs.__getitem__)
         self.say(needs, room, done, steps)
         return costs[self.level] <= room or done == 0

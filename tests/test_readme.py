@@ -11,9 +11,10 @@ import train
 from common.errors import InputError
 from common.session import pick_task
 from common.tasks import TASKS
+from kernels import build, specs
 
 tune = pytest.importorskip("tune")  # test_recipes has put recipes/ on the path
-COMMAND = re.compile(r"(?:python )?((?:recipes/)?[a-z_]+\.py) (.*)")
+COMMAND = re.compile(r"(?:python |bash )?((?:recipes/|kernels/)?[a-z_]+\.(?:py|sh)) (.*)")
 
 
 def commands() -> list[tuple[str, list[str], str]]:
@@ -22,10 +23,12 @@ def commands() -> list[tuple[str, list[str], str]]:
     for section in re.split(r"^## ", (ROOT / "README.md").read_text(), flags=re.M):
         named = re.search(r"--task ([a-z]+)", section)
         blocks = re.findall(r"^```\n(.*?)^```", section, flags=re.M | re.S)
-        lines = [line for block in blocks for line in block.splitlines() if line.startswith("python ")]
+        lines = [line for block in blocks for line in block.splitlines() if line.startswith(("python ", "bash "))]
         lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```\n.*?^```", "", section, flags=re.M | re.S))
         for line in lines:
             command = COMMAND.fullmatch(line)
+            if command and command[1].endswith(".sh") and not command[1].startswith("kernels/push"):
+                continue  # a recipe: test_recipes.py runs what it calls
             if command and command[2] != "…":  # an option alone, a command that says "and so on"
                 words = [command[1], *shlex.split(command[2], comments=True)]
                 if words[0] == "infer.py" and "--runs" not in words:  # a table says what is added to the run above
@@ -40,14 +43,26 @@ COMMANDS = commands()
 
 def check(command: list[str], task: str) -> None:
     """InputError or the parser's exit where the script would not take the words."""
+    own = list(takewhile(lambda word: word != "--", command[1:]))
+    if command[0].startswith("kernels/"):
+        check_build(own, command[len(own) + 2 :])
+        return
     if command[0] != "recipes/tune.py":
         understood(command, task)
         return
-    own = list(takewhile(lambda word: word != "--", command[1:]))
     given = pick_task(TASKS, own, task)
     settings = tune.parser_of(given).parse_args(own)
     assert settings.choices.is_relative_to(RECIPES) and settings.choices.is_file()
     tune.given_settings(train.parser_of(given), command[len(own) + 2 :])
+
+
+def check_build(own: list[str], words: list[str]) -> None:
+    """The same of build.py, and of push.sh, which is given a data set's folder or the words of build.py."""
+    args = build.parser_of().parse_args(own)
+    for name in args.kernels:
+        state = {"commit": "0", "dirty": False}
+        build.runtime_kernel(name, specs.read_kernel(name, args.title), state, words, args.time_budget)
+    assert args.kernels or args.dataset or args.wheels
 
 
 @pytest.mark.parametrize(("task", "words", "line"), COMMANDS, ids=[line for *_, line in COMMANDS])
@@ -58,14 +73,18 @@ def test_every_command_is_understood(task, words, line, monkeypatch):
 
 def test_the_commands_of_every_task_are_seen():
     """Else a change of the README's form would let all of them go unread."""
-    blocks = [line for _, _, line in COMMANDS if line.startswith("python ")]
+    blocks = [line for _, _, line in COMMANDS if line.startswith(("python ", "bash "))]
     text = (ROOT / "README.md").read_text()
-    assert len(blocks) == len(re.findall(r"(?:^|`)python [^\n`]+\.py ", text, flags=re.M)) > 20
+    assert (
+        len(blocks) == len(re.findall(r"(?:^|`)(?:python [^\n`]+\.py|bash kernels/push\.sh) ", text, flags=re.M)) > 20
+    )
     assert {"biomass", "glacier", "rts"} <= {task for task, _, _ in COMMANDS}
 
 
 @pytest.mark.parametrize("words", [["train.py", "--gird", "3", "3"], ["infer.py", "--threshold", ".5"],
-                                   ["recipes/tune.py", "--trials", "3", "--", "--lerning-rate", "1"]])  # fmt: skip
+                                   ["recipes/tune.py", "--trials", "3", "--", "--lerning-rate", "1"],
+                                   ["kernels/build.py", "biomass-infer", "--", "--tat", "hflip"],
+                                   ["kernels/build.py", "biomas-infer"]])  # fmt: skip
 def test_a_command_of_nothing_is_refused(words):
     with pytest.raises((InputError, SystemExit)):
         check(words, "biomass")

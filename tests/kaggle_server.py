@@ -9,12 +9,15 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+ROOT = Path(__file__).resolve().parent.parent
+GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
 KEY = "0123456789abcdef"
 MAX_SOURCE = 1_000_000  # characters of a kernel's source
 CLIENT = """#!{python}
@@ -24,6 +27,23 @@ kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = {url!r}
 from kaggle.cli import main
 sys.exit(main())
 """
+
+
+def git(folder: Path, *words: str) -> str:
+    """What git prints in the folder."""
+    return subprocess.run([*GIT, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def clean_checkout(folder: Path) -> Path:
+    """Makes a checkout of the tracked files as they lie in the tree, in one commit; the folder."""
+    for name in git(ROOT, "ls-files", "-z").split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "all")
+    return folder
 
 
 def slugify(title: str) -> str:
@@ -74,13 +94,17 @@ class Server:
         return kept | {"PATH": path, "HOME": str(home), "TMPDIR": str(home / "tmp")} | user | more
 
     def unpack(self, slug: str, target: Path) -> Path:
-        """Writes a data set as Kaggle shows it in a mount: an archive is a folder of its name. Returns the folder."""
+        """Writes a data set as Kaggle shows it in a mount; returns the folder.
+
+        An archive is a folder of its name there; where it is all that a data set has, its content lies at the root.
+        """
         target = Path(target)
         target.mkdir(parents=True)
-        for path in sorted(self.datasets[slug].iterdir()):
+        paths = sorted(self.datasets[slug].iterdir())
+        for path in paths:
             stem = re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", path.name)
             if stem != path.name:
-                shutil.unpack_archive(path, target / stem)
+                shutil.unpack_archive(path, target / stem if len(paths) > 1 else target)
             else:
                 shutil.copyfile(path, target / path.name)
         return target

@@ -6,6 +6,7 @@ first lines appear within a second.
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -206,16 +207,27 @@ def to_do(words: list[str], run: Path, folds: list[str]) -> list[str]:
 def train_folds(session: Session, words: list[str], folds: list[str], watch) -> int:
     """A process a fold, as many at a time as there are GPUs; each has the time that is left when it begins."""
     words = calls.without(calls.without(words, "--train-folds"), "--fold")
-    count = min(session.processes, len(folds))
+    count, began = min(session.processes, len(folds)), calls.now()
     say(f"folds {' '.join(folds)}: a process each, {count} at a time")
 
     def command(fold: str) -> list[str]:
         left = None if watch.ends is None else max(1.0, watch.ends - TOLERANCE - calls.now())
+        if left is not None and folds.index(fold) >= count:
+            say_folds_to_come(
+                folds[folds.index(fold) :], count, (calls.now() - began) / (folds.index(fold) // count), left
+            )
         return with_extras(session, [*words, "--fold", fold], left)
 
     jobs = {f"fold {fold} | ": lambda fold=fold: command(fold) for fold in folds}
     environments = [common_environment(session) | seat for seat in calls.seats(count, session.gpus)]
     return calls.run_queue(jobs, environments, cwd=session.working, watch=watch)
+
+
+def say_folds_to_come(folds: list[str], count: int, seconds: float, left: float) -> None:
+    """What will become of the folds not begun yet, if each takes as long as those before (each says it of itself)."""
+    needed = seconds * math.ceil(len(folds) / count)
+    verdict = "enough" if needed <= left else "NOT ENOUGH, what is stopped can go on in another kernel"
+    say(f"folds {' '.join(folds)}: {seconds / 60:.0f} min a fold, {needed / 60:.0f} of {left / 60:.0f} min: {verdict}")
 
 
 def go_on(session: Session, words: list[str]) -> list[str]:

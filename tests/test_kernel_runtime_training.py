@@ -156,6 +156,24 @@ def test_each_fold_has_the_time_that_is_left(fake, monkeypatch):
     assert budgets[0] == 3540 and budgets[2] in (2540, 1540) and budgets == sorted(budgets, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("budget", "verdict"), [("58m", "28 of 29 min: enough\n"), ("56m", "28 of 27 min: NOT ENOUGH")]
+)
+def test_folds_that_will_not_end_in_time_are_named_early(fake, budget, verdict, capsys):
+    """Two at a time, 28 minutes each by the clock of the test, one more is kept: of the last two it is known then."""
+    fake.script(
+        "train.py",
+        f"""{MEET}
+if option("--fold") == "0":
+    spend(28 * 60)
+while Path(os.environ["FAKE_CLOCK"]).read_text() == "0":
+    time.sleep(.05)
+""",
+    )
+    assert fake.train("train.py --run a --train-folds 0 1 2 3", time_budget=budget) == 0
+    assert f"folds 2 3: 28 min a fold, 28 {verdict}" in capsys.readouterr().out
+
+
 def test_training_that_outlasts_its_time_can_go_on(fake, capsys):
     fake.script("train.py", "spend(3541 + 300); time.sleep(600)")
     assert fake.train("train.py --run a --train-folds 0 1 2", "infer.py --runs a", time_budget="1h") == 0

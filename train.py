@@ -75,7 +75,9 @@ def parser_of(task):
     machine.add_argument("--deterministic", action=FLAG, default=False, help="refuse operations that may not repeat")
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=True, help="decode and resize every image once")
-    machine.add_argument("--save-every", type=positive, default=1, help="epochs from one last.pt to the next")
+    machine.add_argument(
+        "--save-every", type=positive, default=1, help="epochs from one last.pt to the next (1 with --time-budget)"
+    )
     machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
     machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
     machine.add_argument("--mlflow", nargs="?", const=LOCAL, metavar="URI", help=f"log to MLflow (default {LOCAL})")

@@ -78,10 +78,6 @@ class Clock:
             self.ended = True
             self.forecast(budget.now(), trainer, *self.longest())
 
-    def near(self) -> bool:
-        """Whether the next epoch may be one that is not begun: what is done has to be on the disk."""
-        return bool(self.seconds) and budget.now() + 3 * sum(self.longest()) > self.end
-
     def step(self, step: int, steps: int, trainer) -> None:
         """Called after every batch. OutOfTime where, by the batches so far, the epoch would end too late."""
         if not self.seconds:

@@ -71,7 +71,6 @@ class Trainer:
         self.net, self.stage_number = model, None
         self.history: list[dict] = []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
-        self.saved_epoch = 0  # next_epoch of the last.pt on the disk
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -86,7 +85,6 @@ class Trainer:
             epoch = self.next_epoch
             self.enter_stage(epoch)
             if not self.clock.begin_epoch(self):
-                self.save_last()
                 break
             try:
                 record = self.train_epoch(epoch)
@@ -212,9 +210,9 @@ class Trainer:
         if self.machine.main:
             if improved:
                 self.save("best.pt", self.evaluated.state_dict())
-            due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs
-            if due or self.stopped_early() or self.clock.near():
-                self.save_last()
+            due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.clock.seconds
+            if due or self.stopped_early():  # a clock may give the next epoch up: then this one is the last
+                self.save("last.pt", self.model.state_dict(), **self.resume_state())
             self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
@@ -227,12 +225,6 @@ class Trainer:
         """A state dict without the part that is stored once for all folds."""
         external = self.header.get("external")
         return {k: v for k, v in state.items() if not (external and k.startswith(external["prefix"]))}
-
-    def save_last(self) -> None:
-        """last.pt of what is trained, where it is not on the disk."""
-        if self.machine.main and self.saved_epoch != self.next_epoch:
-            self.save("last.pt", self.model.state_dict(), **self.resume_state())
-            self.saved_epoch = self.next_epoch
 
     def save(self, name: str, state: dict, **more) -> None:
         content = {
@@ -271,7 +263,6 @@ class Trainer:
             self.plateau.load_state_dict(content["plateau"])
         self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
         self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
-        self.saved_epoch = self.next_epoch
         set_rng_state(content["rng"])
         if self.machine.main:
             self.write_log()  # a kill between last.pt and the log would leave the log a line short for good

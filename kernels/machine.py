@@ -138,7 +138,8 @@ def needed_by(wheel: Path) -> list[Requirement]:
 def choose_wheels(packages: list[str], listing) -> list[Path]:
     """The wheels to install for what the image lacks. InputError naming what no mount has a wheel of.
 
-    What a wheel needs in turn must be there; in which version is left to the image, whose packages stay as they are.
+    What a wheel needs in turn must be there too. In another version than it asks for, it is replaced where a mount has
+    a wheel that fits, else the image's own has to do.
     """
     waiting, wheels = lacking(packages), wheels_of(listing)
     chosen, absent = {}, []
@@ -149,7 +150,10 @@ def choose_wheels(packages: list[str], listing) -> list[Path]:
             absent.append(f"{one} (here: {installed_version(one.name) or 'none'})")
         elif wheel not in chosen:
             chosen[wheel] = one
-            waiting += [Requirement(other.name) for other in needed_by(wheel) if installed_version(other.name) is None]
+            needed = [other for other in needed_by(wheel) if not meets(installed_version(other.name), other)]
+            waiting += [
+                other for other in needed if installed_version(other.name) is None or choose_wheel(other, wheels)
+            ]
     if absent:
         raise InputError(f"packages: the image lacks {', '.join(sorted(set(absent)))}, no mount has a wheel for this "
                          "Python; attach the data set that python kernels/build.py --wheels makes")  # fmt: skip

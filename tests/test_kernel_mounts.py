@@ -118,10 +118,11 @@ def make_wheel(folder: Path, name: str, version: str, *needs: str, tag: str = "p
 
 
 def test_what_the_image_lacks_is_installed_for_the_calls(fake, capsys):
-    """The newest wheel in bounds, with what it needs in turn; nothing of it in the working folder or here."""
+    """The newest wheel in bounds, with what it needs in turn; nothing of it in the working folder or here. What the
+    image has in another version stays, where no mount has a wheel that fits."""
     wheels = fake.inputs / "datasets" / "me" / "wheels"
     make_wheel(wheels, "landfold_probe", "1.0")
-    make_wheel(wheels, "landfold_probe", "1.5", "landfold-helper>=7", "numpy>=99; extra == 'more'", "numpy")
+    make_wheel(wheels, "landfold_probe", "1.5", "landfold-helper>=3", "landfold-x; extra == 'more'", "numpy>=99")
     make_wheel(wheels, "landfold_probe", "2.0")
     make_wheel(wheels, "landfold_probe", "1.9", tag="cp27-cp27m-win32")
     make_wheel(wheels, "landfold_helper", "3.0")
@@ -147,6 +148,13 @@ def test_a_newer_wheel_comes_before_an_old_package_of_the_image(fake, monkeypatc
     make_wheel(fake.inputs / "wheels", "landfold_probe", "1.1")
     assert fake.train("infer.py --runs a", packages=["landfold-probe>=1.1"]) == 0
     assert "probe 1.1" in capsys.readouterr().out
+
+
+def test_what_a_wheel_needs_is_replaced_where_a_wheel_fits(tmp_path):
+    one = make_wheel(tmp_path, "landfold_probe", "1.5", "packaging>=1000", "pip>=1000")
+    other = make_wheel(tmp_path, "packaging", "1000.1")
+    make_wheel(tmp_path, "pip", "999")
+    assert machine.choose_wheels(["landfold-probe"], mounts.walk(tmp_path)) == [one, other]
 
 
 def test_packages_that_no_mount_has_are_named(fake, capsys):

@@ -181,7 +181,10 @@ def script(payload: Path, words: list[str]) -> list[str]:
 
 
 def run_together(command: list[str], environments: list[dict], *, cwd: Path, watch: Watch) -> int:
-    """Exit code of a call that several processes share: of the first that fails, which ends the others, else 0."""
+    """Exit code of a call that several processes share: of the first that fails, which ends the others, else 0.
+
+    The first process writes what is made: where it ends well, all is there, however the others come to their end.
+    """
     watch.look()
     running = [Process(command, cwd=cwd, env=env, prefix=f"process {rank} | " if rank else "", quiet=rank > 0)
                for rank, env in enumerate(environments)]  # fmt: skip
@@ -197,7 +200,9 @@ def run_together(command: list[str], environments: list[dict], *, cwd: Path, wat
             time.sleep(POLL)
     finally:
         codes = [one.close() for one in running]
-    return failed or next((code for code in codes if code), 0)
+    if codes[0] == 0 and any(codes):
+        say(f"a process beside the main one ended with code {max(codes)}, when all was written")
+    return codes[0] and (failed or codes[0])
 
 
 def run_queue(jobs: dict[str, object], environments: list[dict], *, cwd: Path, watch: Watch) -> int:

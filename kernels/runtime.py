@@ -86,6 +86,8 @@ def ending_when_told():
 def run_kernel(kernel: dict, inputs: Path, working: Path) -> int:
     started, budget = calls.now(), seconds_of(kernel["time_budget"])
     say(f"{kernel['name']}: version {kernel['version']}, commit {kernel['commit']}")
+    if not working.is_dir():
+        raise InputError(f"{working}: no such folder; a kernel runs on Kaggle, elsewhere call the scripts themselves")
     found = machine.find_gpus()
     say(machine.check_gpus(found, wanted=kernel["gpu"]))
     processes = machine.count_processes(found, os.environ.get("LANDFOLD_PROCESSES", kernel.get("processes")))

@@ -1,15 +1,13 @@
-"""What lies in the mounts of a kernel: run folders, single files, wheels of packages that the image lacks."""
+"""What lies in the mounts of a kernel: run folders, single files, folders to be copied."""
 
 import os
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 from fake_scripts import fake_kernel
 
 from common.errors import InputError
-from kernels import copies, machine, mounts
+from kernels import copies, mounts
 
 LAYOUTS = ["weights", "competitions/weights", "datasets/me/weights", "notebooks/me/weights",
            "models/me/weights/pytorch/default/1"]  # fmt: skip
@@ -102,93 +100,6 @@ def test_no_mounts(tmp_path):
 def test_a_missing_run_ends_the_kernel_before_any_call(fake, capsys):
     assert fake.run("infer.py --runs run --out a", "infer.py --runs {run:grid} --out b") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not fake.noted()
-
-
-def make_wheel(folder: Path, name: str, version: str, *needs: str, tag: str = "py3-none-any", body: str = "") -> Path:
-    """A wheel of one module."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, info = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
-    needed = "".join(f"Requires-Dist: {need}\n" for need in needs)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{name}.py", body or f"version = {version!r}\n")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}\n")
-        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n")
-        archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    return path
-
-
-def test_what_the_image_lacks_is_installed_for_the_calls(fake, capsys):
-    """The newest wheel in bounds, with what it needs in turn; nothing of it in the working folder or here. What the
-    image has in another version stays, where no mount has a wheel that fits."""
-    wheels = fake.inputs / "datasets" / "me" / "wheels"
-    make_wheel(wheels, "landfold_probe", "1.0")
-    make_wheel(wheels, "landfold_probe", "1.5", "landfold-helper>=3", "landfold-x; extra == 'more'", "numpy>=99")
-    make_wheel(wheels, "landfold_probe", "2.0")
-    make_wheel(wheels, "landfold_probe", "1.9", tag="cp27-cp27m-win32")
-    make_wheel(wheels, "landfold_helper", "3.0")
-    fake.script("infer.py", "import landfold_probe, landfold_helper\n"
-                "print('probe', landfold_probe.version, landfold_helper.version)")  # fmt: skip
-    assert fake.train("infer.py --runs a", packages=["landfold-probe>=1.2,<2", "numpy>=1.26"]) == 0
-    said = capsys.readouterr().out
-    assert "installed landfold_helper-3.0-py3-none-any.whl\ninstalled landfold_probe-1.5-py3-none-any.whl\n" in said
-    assert "probe 1.5 3.0" in said and "landfold_probe" not in sys.modules
-    assert [path.name for path in fake.working.iterdir()] == ["noted.jsonl"]
-
-
-def test_a_newer_wheel_comes_before_an_old_package_of_the_image(fake, monkeypatch, capsys):
-    old = fake.inputs.parent / "image"
-    put(old, "landfold_probe.py", "landfold_probe-1.0.dist-info/METADATA")
-    (old / "landfold_probe.py").write_text("version = 'old'")
-    (old / "landfold_probe-1.0.dist-info" / "METADATA").write_text("Name: landfold-probe\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(old))
-    monkeypatch.setenv("PYTHONPATH", str(old))
-    fake.script("infer.py", "import landfold_probe; print('probe', landfold_probe.version)")
-    assert fake.train("infer.py --runs a", packages=["landfold-probe>=1.0"]) == 0
-    assert "probe old" in capsys.readouterr().out
-    make_wheel(fake.inputs / "wheels", "landfold_probe", "1.1")
-    assert fake.train("infer.py --runs a", packages=["landfold-probe>=1.1"]) == 0
-    assert "probe 1.1" in capsys.readouterr().out
-
-
-def test_what_a_wheel_needs_is_replaced_where_a_wheel_fits(tmp_path):
-    one = make_wheel(tmp_path, "landfold_probe", "1.5", "packaging>=1000", "pip>=1000")
-    other = make_wheel(tmp_path, "packaging", "1000.1")
-    make_wheel(tmp_path, "pip", "999")
-    assert machine.choose_wheels(["landfold-probe"], mounts.walk(tmp_path)) == [one, other]
-
-
-def test_packages_that_no_mount_has_are_named(fake, capsys):
-    make_wheel(fake.inputs / "wheels", "landfold_probe", "1.5", "landfold-helper")
-    assert fake.train("infer.py --runs a", packages=["landfold-probe", "landfold-absent>=2", "numpy<1"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "python kernels/build.py --wheels" in error and not fake.noted()
-    assert "landfold-absent>=2 (here: none), landfold-helper (here: none), numpy<1 (here: " in error
-
-
-def test_a_damaged_wheel_is_named(fake, capsys):
-    wheel = make_wheel(fake.inputs / "wheels", "landfold_probe", "1.5")
-    for damage in (lambda: wheel.write_bytes(b"no zip"), lambda: zipfile.ZipFile(wheel, "w").close()):
-        damage()
-        assert fake.train("infer.py --runs a", packages=["landfold-probe"]) == 2
-        assert "landfold_probe-1.5-py3-none-any.whl" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["opencv-python", "opencv-contrib-python-headless"])
-def test_opencv_has_several_names(monkeypatch, name):
-    def version(asked: str) -> str:
-        if asked != name:
-            raise machine.importlib.metadata.PackageNotFoundError
-        return "4.10.0"
-
-    monkeypatch.setattr(machine.importlib.metadata, "version", version)
-    assert machine.lacking(["opencv-python-headless>=4.9"]) == []
-    assert [str(one) for one in machine.lacking(["opencv-python-headless>=4.11", "opencvx"])] == [
-        "opencv-python-headless>=4.11", "opencvx"
-    ]  # fmt: skip
-
-
-def test_requirements_of_another_python_do_not_count():
-    assert machine.lacking(["landfold-absent; python_version < '3'", "numpy>=1.0"]) == []
 
 
 def test_a_folder_is_copied_whole_or_not_at_all(tmp_path, small_disk, monkeypatch):

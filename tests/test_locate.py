@@ -111,6 +111,15 @@ def test_folders_of_images_cost_nothing(off_kaggle, entries):
     assert sum(map(len, entries.values())) < locate.ENTRIES + 20
 
 
+def test_nothing_is_looked_for_below_many_files(off_kaggle):
+    """A folder of images may have folders; beside a few files there may be anything."""
+    put(fill(off_kaggle / "photos", locate.FILES + 1) / SLUG)
+    with pytest.raises(InputError, match="no train.csv in any mount"):
+        find_data(SLUG, MARKERS, None, never)
+    few = put(fill(off_kaggle / "few", locate.FILES) / SLUG)
+    assert find_data(SLUG, MARKERS, None, never).path == few
+
+
 def test_a_marker_among_thousands_of_files_is_found(off_kaggle, entries):
     folder = put(fill(off_kaggle / "flat", 3000) / "sub").parent
     (folder / "test.csv").touch()

@@ -20,6 +20,9 @@ from kernels.specs import user_name
 from kernels.wheels import collect_wheels
 
 METADATA = "dataset-metadata.json"
+# The list of what is in a data set, in the data set: beside it the folder of a single run stays a folder, which an
+# archive that is alone at the root does not where Kaggle unpacks it.
+CONTENTS = "contents.txt"
 OURS = ("kernel-metadata.json", METADATA)  # what marks a folder that we may replace
 NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 LENGTH = range(6, 51)  # characters of a title
@@ -159,8 +162,9 @@ def write_data_set(args: Namespace) -> int:
     with replaced_folder(args.out / name) as folder:
         DATA_SETS[kind](folder, paths, args)
         held = [(path.relative_to(folder), path.stat().st_size) for path in sorted(folder.rglob("*")) if path.is_file()]
+        lines = [f"{size:>16,}  {path}" for path, size in held]
+        (folder / CONTENTS).write_text("\n".join(lines) + "\n")
         (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
-    for path, size in held:
-        print(f"  {size:>14,}  {path}")
+    print("\n".join(lines))
     print(f"{args.out / name}: {len(held)} files, {sum(size for _, size in held):,} bytes, {user}/{name}")
     return 0

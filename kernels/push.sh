@@ -50,10 +50,15 @@ fi
 cd "$root"
 changed=$(git status --porcelain | head -n 1)
 [ -z "$changed" ] || fail "the tree differs from its commit (${changed:3}); commit or stash, then push"
-names=()
 for word in "$@"; do
     case $word in
     --out | --out=*) fail "--out: push.sh sends what it builds into build/" ;;
+    --) break ;;
+    esac
+done
+names=()
+for word in "$@"; do
+    case $word in
     -*) break ;;
     all) for file in kernels/*/kernel.yaml; do names+=("$(basename "$(dirname "$file")")"); done ;;
     *) names+=("$word") ;;

@@ -142,18 +142,6 @@ class Server:
             return refused(403, "Permission 'datasets.get' was denied")  # Kaggle does not say what exists
         return {"status": "ready"}
 
-    def get_dataset(self, body: dict) -> dict:
-        found = self.get_dataset_status(body)
-        slug = body["datasetSlug"]
-        return found if "code" in found else {"ref": f"{self.user}/{slug}", "currentVersionNumber": self.versions[slug]}
-
-    def list_dataset_files(self, body: dict) -> dict:
-        found = self.get_dataset_status(body)
-        if "code" in found:
-            return found
-        paths = sorted(self.datasets[body["datasetSlug"]].iterdir())
-        return {"datasetFiles": [{"name": path.name, "totalBytes": path.stat().st_size} for path in paths]}
-
     def start_blob_upload(self, body: dict) -> dict:
         token = f"blob-{len(self.blobs)}"
         self.blobs[token] = body
@@ -194,8 +182,6 @@ class Server:
 CALLS = {
     "SaveKernel": Server.save_kernel,
     "GetDatasetStatus": Server.get_dataset_status,
-    "GetDataset": Server.get_dataset,
-    "ListDatasetFiles": Server.list_dataset_files,
     "StartBlobUpload": Server.start_blob_upload,
     "CreateDataset": Server.create_dataset,
     "CreateDatasetVersion": Server.create_dataset_version,

@@ -5,7 +5,8 @@
 # polygons too) are used where they are set; SIDE and STRIDE are those of the tiles, RECIPE another than V2.5.
 # On the drawn set: make_folds.py --task landslide --data demo draws it, then
 #   IMAGE=demo/rasters/image.tif LAND_COVER=demo/rasters/landcover.tif AOI=demo/rasters/aoi.tif SIDE=128 STRIDE=64 \
-#       bash recipes/landslide-maps.sh out/tiles demo/rasters/dem.tif demo/rasters/labels.tif --crop 128 --epochs 2
+#       bash recipes/landslide-maps.sh out/tiles demo/rasters/dem.tif demo/rasters/labels.tif --crop 96 --epochs 2 \
+#       --crops-per-epoch 48 --workers 0
 # A stopped call goes on when it is given again.
 set -euo pipefail
 out=$1 dem=$2 labels=$3

@@ -166,12 +166,14 @@ def test_masks_are_exchanged_as_a_folder(fake):
     fake.script(
         "infer.py",
         "out.mkdir(parents=True); (out / 'masks').mkdir()\n"
-        "(out / 'masks' / f'{out.name}.tif').write_text('m'); (out / 'masks' / '.tmp-x').write_text('part')",
+        "(out / 'masks' / f'{out.name}.tif').write_text('m'); (out / 'masks' / '.tmp-x').write_text('part')\n"
+        "(out / 'pred.csv').write_text(out.name)",
     )
     fake.script("kernels/check_hand_in.py", "")
     assert fake.run("infer.py --runs a --out preds/a", "infer.py --runs b --out preds/b", hand_in="masks") == 0
     assert [path.name for path in (fake.working / "masks").iterdir()] == ["b.tif"]
-    assert sorted(path.name for path in fake.working.iterdir()) == ["masks", "noted.jsonl", "preds"]
+    assert sorted(path.name for path in fake.working.iterdir()) == ["masks", "noted.jsonl", "pred.csv", "preds"]
+    assert (fake.working / "pred.csv").read_text() == "b"  # the tiles that these masks are of
 
 
 @pytest.mark.parametrize("code", [1, 2, 70])

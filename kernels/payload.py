@@ -81,8 +81,9 @@ def run():
 
 {end}
 '''
+# Without an exit of 0: where a script is run as a notebook is, that counts as a failure too.
 ENDS = {
-    "script": 'if __name__ == "__main__":\n    sys.exit(run())',
+    "script": 'if __name__ == "__main__":\n    code = run()\n    if code:\n        sys.exit(code)',
     "notebook": 'code = run()\nif code:\n    raise RuntimeError(f"ended with code {code}; the lines above say why")',
 }
 

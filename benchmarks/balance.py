@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.side_by_side import Beside, print_table
 from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.datasets.folds import quantile_bins
 
@@ -87,6 +88,8 @@ def main(argv=None):
         print(f"best of {args.seeds} seeds stratified by {name}: {told}")
     name = min(theirs, key=theirs.get)
     print(f"ours (median of 5 seeds) / their best ({name}): {np.median(ours) / theirs[name]:.3f}")
+    what, beside = f"imbalance of {args.folds} folds, median of 5 seeds", f"StratifiedGroupKFold, best of {args.seeds}"
+    print_table([Beside(what, f"{beside}, by {name}", np.median(ours), cost, "") for name, cost in theirs.items()])
 
 
 if __name__ == "__main__":

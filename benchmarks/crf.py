@@ -19,9 +19,11 @@ from pathlib import Path
 import cv2
 import numba
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import Beside, print_table
 from common.post import crf, permutohedral
 
 OVERLAP = 100  # pixels: what refine_large takes for its default widths
@@ -75,7 +77,7 @@ def timed(work):
     return result, 1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - cpu)
 
 
-def compare(side, bands, classes, iterations, kind, repeats) -> str:
+def compare(side, bands, classes, iterations, kind, repeats) -> Beside:
     """A line of the table."""
     runs = {"first": [], "later": [], "theirs": []}
     agreed = []
@@ -97,10 +99,16 @@ def compare(side, bands, classes, iterations, kind, repeats) -> str:
         ]
         for name in ("first", "later")
     }
-    return (
-        f"{kind:9}{bands:3}{classes:5}{iterations:5} |{told['first'][0]:7.0f}{told['later'][0]:7.0f}"
-        f"{told['theirs'][0]:7.0f} |{ratio['first'][0]:6.2f}{ratio['later'][0]:6.2f} |{told['later'][1]:7.0f}"
-        f"{told['theirs'][1]:7.0f}{ratio['later'][1]:6.2f} |{100 * min(agreed):9.3f}"
+    first = f"first of its size {told['first'][0]:.0f} ms, {ratio['first'][0]:.2f} times"
+    return Beside(
+        what=f"{kind}, {bands} bands, {classes} classes, {iterations} iterations",
+        beside="pydensecrf2",
+        ours=told["later"][0],
+        theirs=told["theirs"][0],
+        unit="ms",
+        ratio=ratio["later"][0],
+        cpu_ratio=ratio["later"][1],
+        note=f"{first}; {100 * min(agreed):.3f} % of labels agree",
     )
 
 
@@ -152,8 +160,8 @@ def main(argv=None):
     numba.set_num_threads(args.threads)
     if args.large:
         return large(args.large, args.bands[0], args.classes[0], args.guides[0], args.tile)
-    print("guide  bands classes iterations | ms: first, later, pydensecrf2 | ratio first, later | CPU ms: later, "
-          "pydensecrf2, ratio | least % of labels that agree")  # fmt: skip
+    rows, count = [], len(args.bands) * len(args.classes) * len(args.guides) * len(args.iterations)
+    progress = tqdm(total=count, leave=False)
     for bands in args.bands:
         for classes in args.classes:
             prob, guide = picture(64, bands, classes, "smooth")
@@ -161,9 +169,12 @@ def main(argv=None):
             print(f"machine code for {bands} bands and {classes} classes: {spent:.0f} ms", flush=True)
             for kind in args.guides:
                 for iterations in args.iterations:
-                    print(compare(args.side, bands, classes, iterations, kind, args.repeats), flush=True)
+                    rows.append(compare(args.side, bands, classes, iterations, kind, args.repeats))
+                    progress.update()
+    progress.close()
     print(f"{args.side}x{args.side}, {args.threads} threads, medians of {args.repeats} images, strips of "
           f"{permutohedral.STRIP} pixels")  # fmt: skip
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import Beside, print_table
 from common.metrics.curves import average_precision, logit_histogram
 
 FULL, LEAST_RATIO, MOST_MB = 100_000_000, 200, 100  # what is held to: times as fast by clock or CPU, memory
@@ -88,6 +89,9 @@ def main(argv=None):
     ratio = f"{theirs[1] / mine[1]:.0f} times faster by the clock, {theirs[2] / mine[2]:.0f} by CPU time"
     print(f"{pixels:.0e} logits, {args.threads} threads: {ratio}")
     print(f"difference {difference:.1e}")
+    what, cpu = f"average precision of {pixels:.0e} logits", (mine[2], theirs[2])
+    print_table([Beside(what, "scikit-learn", mine[1], theirs[1], cpu=cpu, note=f"difference {difference:.1e}"),
+                 Beside("... memory beyond the input", "scikit-learn", mine[3], theirs[3], "MB")])  # fmt: skip
     assert difference < 1e-5
     assert mine[3] < MOST_MB, f"{mine[3]:.0f} MB beyond the input"
     if pixels >= FULL:  # sorting fewer takes scikit-learn less time per pixel

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.side_by_side import Beside, print_table
 from common.datasets.stereo import StereoDataset, collate, init_worker
 from common.datasets.transforms import StereoAugment
 from common.errors import InputError, run_script
@@ -116,7 +117,7 @@ def main(argv=None) -> int:
     parser.add_argument("--sides", type=int, nargs="+", default=list(WANTED), help="pixels of a half")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    failed = False
+    failed, rows = False, []
     with tempfile.TemporaryDirectory() as folder:
         paths = find_photos(args.data, args.photos) if args.data else make_photos(Path(folder), args.photos)
         size = np.mean([p.stat().st_size for p in paths]) / 1e6
@@ -133,11 +134,15 @@ def main(argv=None) -> int:
             wanted = WANTED.get(side)
             missed = wanted is not None and found["ratio"] < wanted
             failed |= missed
+            ours, theirs = (1000 / found[name] for name in ("cached", "plain"))  # ms a sample
+            what, beside = f"a pair of {side}x{side}, augmented", "cv2.imread in every epoch"
+            rows.append(Beside(what, beside, ours, theirs, "ms", ratio=found["ratio"]))
             verdict = "stated only" if wanted is None else f"wanted {wanted}: {'MISSED' if missed else 'met'}"
             print(
                 f"halves of {side}x{side}: plain {found['plain']:.1f}, cached {found['cached']:.1f} samples/s,"
                 f" ratio {found['ratio']:.2f} ({verdict})"
             )
+    print_table(rows)
     return 1 if failed else 0
 
 

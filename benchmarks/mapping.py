@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.side_by_side import Beside, print_table
 from common.datasets.scenes import open_scene
 from common.engine.device import set_threads
 from common.engine.tiling import predict_scene
@@ -121,6 +122,9 @@ def measure_share(side: int, device: torch.device, amp, batch_size: int, folder:
     print(f"scene of {side}x{side}, U-Net of ResNet34 on {device}, {amp or 'fp32'}: {model.windows} windows")
     print(f"model {model.seconds:.2f} s; stitching and store {rest:.2f} s ({rest / model.seconds:.1%} of the model's);"
           f" tracing {polygons} polygons {traced:.2f} s ({traced / model.seconds:.1%})")  # fmt: skip
+    what, beside = f"of mapping {side}x{side}: ", "the time in smp's U-Net of ResNet34"
+    print_table([Beside(what + "stitching and side store", beside, rest, model.seconds),
+                 Beside(f"{what}tracing {polygons} polygons", beside, traced, model.seconds)])  # fmt: skip
     assert rest + traced < MOST_SHARE * model.seconds, "stitching and tracing take too large a share"
 
 
@@ -160,12 +164,17 @@ def write_map(result, side: int, folder: Path) -> int:
 
 def compare_memory(sides: list[int], limit: float) -> None:
     """A process per size. AssertionError: the largest takes more than `limit` GB."""
+    rows = []
     for side in sides:
         command = [sys.executable, __file__, "--only", "one-size", "--memory-sizes", str(side)]
         out = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(f"{side}x{side}: peak {out['peak']:.2f} GB, of which {out['base']:.2f} GB before the map began; "
               f"{out['mapped']:.2f} GB until the last strip, then GeoTIFF and {out['polygons']} polygons")  # fmt: skip
+        pixels = 2 * 4 * side**2 / 1e9  # what smp's user holds: the float32 outputs of two classes, all of the scene
+        rows.append(Beside(f"peak memory of mapping {side}x{side}", "the scene's outputs held whole (computed)",
+                           out["peak"], pixels, "GB", note=f"{out['base']:.2f} GB of it before the map"))  # fmt: skip
         assert out["peak"] < limit
+    print_table(rows)
 
 
 def main(argv=None):

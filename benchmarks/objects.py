@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import Beside, print_table
 from common.metrics.objects import OBJECT_IOU, match_objects
 
 LEAST_RATIO = 4  # times as fast as the fastest of the others, by clock or CPU
@@ -105,7 +106,7 @@ def main(argv=None):
     print(f"{args.side}x{args.side}: {ours.n_pred} predicted and {ours.n_target} true blobs, {args.threads} threads")
     print(f"ours: {wall:.1f} ms, {cpu:.1f} ms of CPU, matching at {len(OBJECT_IOU)} limits included")
     others = {"scipy.ndimage": by_scipy, "scikit-image": by_skimage, "cv2 + bincount": by_cv2}
-    fastest = [np.inf, np.inf]
+    fastest, rows = [np.inf, np.inf], []
     for name, label in tqdm(others.items(), leave=False):
         found, *theirs = timed(lambda label=label: by_labels(label, pred, target, prob), args.repeats)
         area, mean, true_area, _ = found
@@ -115,8 +116,11 @@ def main(argv=None):
         assert ours.matched.sum(1).tolist() == matches_of(*found) == ours.target_found.sum(1).tolist(), name
         tqdm.write(f"{name}: {theirs[0]:.1f} ms, {theirs[1]:.1f} ms of CPU; the same blobs and matches")
         fastest = np.minimum(fastest, theirs)
+        what = f"blobs of two masks of {args.side}x{args.side}"
+        rows.append(Beside(what, name, wall, theirs[0], "ms", cpu=(cpu, theirs[1]), note="the same blobs and matches"))
     ratio = f"{fastest[0] / wall:.1f} by the clock, {fastest[1] / cpu:.1f} by CPU time"
     print(f"fastest other / ours: {ratio}; matched {ours.matched.sum(1).tolist()} at {OBJECT_IOU}")
+    print_table(rows)
     if args.side >= 4096:  # what is fixed weighs more in small masks
         assert max(fastest[0] / wall, fastest[1] / cpu) >= LEAST_RATIO, "slower than it should be"
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import Beside, print_table
 from common.datasets.texture import ANGLES, LEVELS, WINDOWS, glcm, quantise
 
 PROPERTIES = ("contrast", "energy")
@@ -80,6 +81,9 @@ def main(argv=None):
     print(f"ratio: {their_wall * scale / wall:.0f} by the clock, {their_cpu * scale / cpu:.0f} by CPU time")
     difference = np.abs(runs[0][0][:, :rows] - theirs) / np.maximum(1, np.abs(theirs))
     print(f"largest difference on those rows: {difference.max():.1e} (relative above 1)")
+    print_table([Beside(f"{' and '.join(PROPERTIES)} of {band.shape[0]}x{band.shape[1]}", "scikit-image", 1000 * wall,
+                        1000 * their_wall * scale, "ms", cpu=(cpu, their_cpu * scale),
+                        note=f"{how}; difference {difference.max():.1e}")])  # fmt: skip
 
 
 if __name__ == "__main__":

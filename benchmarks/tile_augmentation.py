@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import Beside, print_table
 from common.datasets.tile_transforms import TileAugment
 
 WARPS = ("affine", "elastic", "grid", "optical")
@@ -54,14 +55,14 @@ def main(argv=None):
     valid = np.ones(image.shape[1:], bool)
     last = np.ascontiguousarray(image.transpose(1, 2, 0))
     print(f"{args.side}x{args.side}, 5 bands, target and validity mask, median of {args.repeats} samples")
+    rows = []
     for names in [*((name,) for name in WARPS), WARPS]:
         ours = TileAugment(dict.fromkeys(names, 1.0), seed=0)
         compose = theirs(names)
         mine = milliseconds(lambda index, f=ours: f(image, target, valid, epoch=0, index=index), args.repeats)
         other = milliseconds(lambda _, f=compose: f(image=last, masks=[target, valid.astype(np.uint8)]), args.repeats)
-        print(
-            f"{' + '.join(names):34s} ours {mine:6.1f} ms   albumentations {other:6.1f} ms   {other / mine:.2f} times"
-        )
+        rows.append(Beside(" + ".join(names), "albumentations", mine, other, "ms"))
+    print_table(rows)
 
 
 if __name__ == "__main__":

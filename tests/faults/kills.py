@@ -1,0 +1,176 @@
+"""Kill -9 at random points: every script of every task, killed, looked at, called again until it ends, and compared
+with a call that nobody stopped.
+
+python tests/faults/kills.py --kills 30 --seed 0 [--task rts] [--script infer]   # at least 30 kills a job; a table
+"""
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [path for path in (str(HERE), str(HERE.parent), str(HERE.parents[1])) if path not in sys.path]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import forks
+import kill_jobs
+import whole_files
+from kill_jobs import Homes, Job
+
+MOST = 8  # kills before a call is left alone: a chain has to end
+
+
+@dataclass
+class Tally:
+    """What happened to one job."""
+
+    job: Job
+    kills: int = 0
+    inside: int = 0  # of them while a file was being written
+    chains: int = 0  # calls that were killed again and again until they ended
+    equal: int = 0  # of them with the bytes of a call that nobody stopped
+    files: int = 0  # opened by their readers after kills
+    kept: int = 0  # finished things looked at again after the next call
+    faults: list[str] = field(default_factory=list)
+
+
+def first_epoch(said: str) -> int | None:
+    """The first epoch that a training printed."""
+    lines = [line for line in said.replace("\r", "\n").splitlines() if line.startswith("epoch ")]
+    return int(lines[0].split()[1].partition("/")[0]) if lines else None
+
+
+def saved_epochs(home: Path) -> dict[str, int]:
+    """{fold folder: epochs in its last.pt} of the run in work."""
+    from common.engine.checkpoint import load_checkpoint
+
+    paths = sorted((home / "runs" / "new").glob("fold*/last.pt"))
+    return {path.parent.name: load_checkpoint(path).get("next_epoch", 0) for path in paths}
+
+
+def unfinished_epochs(home: Path) -> int | None:
+    """Epochs that the fold in work has saved; None where no fold is in work."""
+    saved = saved_epochs(home)
+    open_folds = [name for name in saved if not (home / "runs" / "new" / name / "finished.json").is_file()]
+    return saved[open_folds[0]] if open_folds else None
+
+
+class Killer:
+    """Kills the calls of jobs in homes of their own and keeps the tallies.
+
+    say: gets a line for every call. InputError never; what goes wrong is a fault in the tally, with the seed to see it
+    again.
+    """
+
+    def __init__(self, folder: Path, *, seed: int = 0, say=lambda line: None):
+        self.homes, self.folder, self.seed, self.say = Homes(folder), Path(folder), seed, say
+        self.tallies: dict[tuple, Tally] = {}
+        self.whole: dict[tuple, tuple] = {}
+
+    def reference(self, job: Job) -> tuple[Path, forks.Ended]:
+        """(home, how it ended) of a call that nobody stopped."""
+        key = (job.task, job.script, job.name)
+        if key not in self.whole:
+            home = self.homes.fresh(job, f"{job.task}-{job.script}-{job.name}-whole".replace(" ", "-"))
+            ended = self.call(job, home, job.words, None)
+            if ended.code:
+                raise RuntimeError(f"{key} ended with {ended.code} unstopped: {ended.said[-1500:]}")
+            self.whole[key] = home, ended
+        return self.whole[key]
+
+    def call(self, job: Job, home: Path, words: tuple, point) -> forks.Ended:
+        return forks.call_forked(home, job.script, words, said=home.parent / "said.txt", point=point)
+
+    def tally(self, job: Job) -> Tally:
+        return self.tallies.setdefault((job.task, job.script, job.name), Tally(job))
+
+    def chain(self, job: Job, number: int, most: int = MOST) -> None:
+        """One home: the call is killed at up to `most` random points, each time called again, until it ends."""
+        whole, reference = self.reference(job)
+        tally, name = self.tally(job), f"{job.task}-{job.script}-{job.name}-{number}".replace(" ", "-")
+        draw, home = random.Random(f"{self.seed} {name}"), self.homes.fresh(job, name)
+        before, kills, faults = {}, 0, []
+        while True:
+            point = forks.draw_point(draw, reference) if kills < most else None
+            words = kill_jobs.after_kill(job.script, home, job.words)
+            saved = unfinished_epochs(home) if job.script == "train" else None
+            ended = self.call(job, home, words, point)
+            done = whole_files.finished(home)
+            faults += [f"made again: {path}" for path in whole_files.made_again(before, done)]
+            tally.kept += len(before)
+            began = first_epoch(ended.said)
+            if saved and began is not None and began != saved + 1 and saved < 3:
+                faults.append(f"{saved} epochs were saved and it went on with epoch {began}")
+            if ended.code is not None:
+                break
+            kills, before = kills + 1, done
+            tally.kills += 1
+            tally.inside += bool(whole_files.temporary_of(home, ended.pid))
+            broken = whole_files.broken_files(home, skip=("data", "scenes", "rasters"))
+            tally.files += len(whole_files.files_of(home))
+            faults += [f"broken after {point}: {line}" for line in broken]
+            self.say(f"{name} seed {self.seed}: killed at {point}{'; ' + '; '.join(broken) if broken else ''}")
+        if ended.code:
+            faults.append(f"ended with {ended.code}: {' '.join(ended.said[-400:].split())}")
+        unlike = whole_files.differences(home, whole)
+        faults += unlike
+        tally.chains, tally.equal = tally.chains + 1, tally.equal + (not unlike and not ended.code)
+        tally.faults += [f"{name} seed {self.seed}: {fault}" for fault in faults]
+        self.say(f"{name} seed {self.seed}: ended after {kills} kills{': ' + '; '.join(faults) if faults else ''}")
+        if not faults:
+            shutil.rmtree(home.parent)
+
+    def kill(self, job: Job, kills: int, most: int = MOST) -> Tally:
+        """At least so many kills of a job."""
+        number, tally = 0, self.tally(job)
+        while tally.kills < kills and number < 4 * kills:
+            self.chain(job, number, min(most, kills - tally.kills))
+            number += 1
+        return tally
+
+
+def table_of(tallies: list[Tally]) -> str:
+    """Lines: task, script, what it does, kills, how many within a save, those survived, chains with equal bytes."""
+    lines = ["| task | script | job | kills | inside a save | survived | calls with equal bytes | files read |",
+             "|---|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for one in tallies:
+        hurt = sum("broken" in fault or "ended" in fault or "made again" in fault for fault in one.faults)
+        lines.append(f"| {one.job.task} | {one.job.script} | {one.job.name} | {one.kills} | {one.inside} | "
+                     f"{one.kills - min(hurt, one.kills)} | {one.equal} of {one.chains} | {one.files} |")  # fmt: skip
+    sums = [sum(getattr(one, name) for one in tallies) for name in ("kills", "inside", "equal", "chains", "files")]
+    lines.append(f"| all | | | {sums[0]} | {sums[1]} | | {sums[2]} of {sums[3]} | {sums[4]} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30, help="a job, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", choices=kill_jobs.TASKS, nargs="+", default=kill_jobs.TASKS)
+    parser.add_argument("--script", choices=forks.SCRIPTS, nargs="+", default=forks.SCRIPTS)
+    parser.add_argument("--job", help="only the jobs of this name")
+    parser.add_argument("--folder", type=Path, help="keep the homes of faults here (default: a temporary folder)")
+    args = parser.parse_args()
+    forks.import_scripts()
+    folder, started = args.folder or Path(tempfile.mkdtemp(prefix="kills-")), time.time()
+    killer = Killer(folder, seed=args.seed, say=lambda line: print(line, flush=True))
+    for task in args.task:
+        for job in kill_jobs.jobs_of(task):
+            if job.script in args.script and args.job in (None, job.name):
+                killer.kill(job, args.kills)
+    tallies = list(killer.tallies.values())
+    faults = [fault for one in tallies for fault in one.faults]
+    print("\n".join([table_of(tallies), *faults, f"{time.time() - started:.0f} s"]))
+    if not args.folder and not faults:
+        shutil.rmtree(folder)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

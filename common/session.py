@@ -1,7 +1,6 @@
 """The start of every script: which task, which data, which settings."""
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from common.datasets.locate import Source, find_data, on_kaggle
 from common.errors import InputError
 from common.settings import Parser, parse_settings, peek, plain_settings, read_config
 from common.tasks.base import Task
+from common.text_files import read_json
 
 CACHE = Path("cache")
 
@@ -63,7 +63,7 @@ def inside_demo(task: Task, path: Path, cache: Path) -> Path:
 def demo_facts(source: Source) -> dict:
     """What the demo set knows of itself (best reachable score, hidden truth); empty for real data."""
     path = source.path / "demo.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, remedy="draw the demo set again") if path.is_file() else {}
 
 
 def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -> Source:

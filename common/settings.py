@@ -15,6 +15,7 @@ import yaml
 
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import read_yaml
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,15 +77,15 @@ def peek(argv: list[str], option: str, default=None):
 
 def read_config(path: Path) -> dict:
     """Settings of a YAML file with option names as keys, hyphens or underscores. InputError where it is not that."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"--config {path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"--config {path}: not readable YAML ({' '.join(str(error).split())[:100]})") from error
+    if not Path(path).exists():
+        raise InputError(f"--config {path}: no such file")
+    content = read_yaml(path, where=f"--config {path}")
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be a list of `option: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(settings) < len(content):
+        raise InputError(f"--config {path}: a setting is given twice, with a hyphen and with an underscore; keep one")
+    return settings
 
 
 def check_value(action: argparse.Action, value, where: str):

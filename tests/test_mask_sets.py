@@ -201,7 +201,7 @@ def test_a_set_is_read_as_it_was_and_moves_with_its_folder(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "not a readable table"), ("id,fold\na,0\n", "not the table of a set"), ("id,nodata\n", "not the table"),
+    ("", "cannot be read as a table"), ("id,fold\na,0\n", "not the table of a set"), ("id,nodata\n", "not the table"),
     ("id,nodata\na,1\na,2\n", "each id once"),
 ])  # fmt: skip
 def test_a_table_that_is_no_set_is_named(tmp_path, text, said):

@@ -52,7 +52,7 @@ def test_a_config_is_checked_as_words_would_be(tmp_path):
         with pytest.raises(InputError, match=said) as error:
             settle(["--config", config(tmp_path, **wrong)])
         assert "recipe.yaml" in str(error.value)
-    for text, said in (("- a\n- b", "list of"), ("a: [", "not readable"), (b"\xff\xfe\x00", "not readable")):
+    for text, said in (("- a\n- b", "list of"), ("a: [", "cannot be read as YAML"), (b"\xff\xfe\x00", "UTF-16")):
         (tmp_path / "odd.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(InputError, match=said):
             read_config(tmp_path / "odd.yaml")

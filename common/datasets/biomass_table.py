@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
+from common.text_files import paths_inside, read_csv, read_text
 
 OUTPUTS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
 STATES = ("NSW", "Tas", "Vic", "WA")
@@ -38,10 +39,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """A long table whose sample ids are `<id>__<target>`, each once. InputError naming the file and what is wrong."""
     if not path.is_file():
         raise InputError(f"{path}: not found; put the competition's files there or name their folder with --data")
-    try:
-        table = pd.read_csv(path, dtype={"sample_id": str, "image_path": str, "Sampling_Date": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable CSV ({error}); download it again") from error
+    table = read_csv(path, text=("sample_id", "image_path", "Sampling_Date"), remedy="download it again")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(f"{path}: column {', '.join(missing)} is missing; found {', '.join(table.columns)}")
@@ -115,7 +113,7 @@ def read_rows(data: Path, *, allow_missing: bool = False, drop_ids: list[str] = 
     rows = pd.DataFrame(
         {
             "id": wide["id"],
-            "path": [str(path.parent / name) for name in facts["image_path"]],
+            "path": paths_inside(path.parent, facts["image_path"], path),
             "date": date,
             "month": date.dt.month,
             "state": facts["State"].astype(str),
@@ -140,7 +138,7 @@ def dropped_ids(settings: dict) -> list[str]:
     path = Path(settings["drop_ids"])
     if not path.is_file():
         raise InputError(f"--drop-ids {path}: no such file")
-    return path.read_text().split()
+    return read_text(path).split()
 
 
 def drop_rows(rows: pd.DataFrame, ids: list[str], path: Path) -> pd.DataFrame:
@@ -155,9 +153,8 @@ def read_test(data: Path) -> pd.DataFrame:
     """Test rows: id and path, in the order of test.csv. No metadata is looked for."""
     path = data / "test.csv"
     table = read_table(path, TEST_COLUMNS).drop_duplicates("id")
-    return pd.DataFrame({"id": table["id"], "path": [str(data / name) for name in table["image_path"]]}).reset_index(
-        drop=True
-    )
+    paths = paths_inside(data, table["image_path"], path)
+    return pd.DataFrame({"id": table["id"], "path": paths}).reset_index(drop=True)
 
 
 def one_hot(values: pd.Series, classes: tuple) -> np.ndarray:

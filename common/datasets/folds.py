@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.errors import InputError
+from common.text_files import read_csv
 
 FOLDS = 5
 # folds of rows that are never trained or tuned on, of rows trained on in every fold, and of rows that are left out
@@ -171,12 +172,9 @@ def read_folds(path) -> pd.DataFrame:
     InputError: not there, not a table, a column missing, ids repeated, a fold missing or no whole number, a number of a
     fold skipped (0, 1, 3).
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is not there; make it with make_folds.py or name another with --folds") from error
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} cannot be read as a table ({str(error).strip()}); {REMAKE}") from error
+    if not Path(path).exists():
+        raise InputError(f"{path} is not there; make it with make_folds.py or name another with --folds")
+    table = read_csv(path, text=None, remedy=REMAKE)
     lacking = [name for name in ("id", "group", "fold") if name not in table]
     if lacking:
         raise InputError(f"{path} has no column {', '.join(lacking)}; {REMAKE}")

@@ -11,6 +11,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from common.errors import InputError
+from common.text_files import check_names, paths_inside, read_csv
 
 CLASSES = ("background", "glacier", "debris", "lake")
 BANDS = {"blue": "Band1", "green": "Band2", "red": "Band3", "swir1": "Band4", "thermal": "Band5"}
@@ -101,9 +102,15 @@ def index_tiles(folder: Path, _changed: int) -> dict[str, Path]:
 
 def read_prepared(folder: Path) -> pd.DataFrame:
     """Rows of a folder of npy tiles: paths as in `read_rows`, the columns of its table kept."""
-    rows = pd.read_csv(folder / PREPARED, dtype={"id": str, "path": str, "label": str, "group": str})
+    table = folder / PREPARED
+    rows = read_csv(table, text=("id", "path", "label", "group"), remedy="prepare the folder again")
+    lacking = [name for name in ("id", "path", "label", "group") if name not in rows]
+    if lacking or rows["id"].duplicated().any():
+        said = f"no column {', '.join(lacking)}" if lacking else "an id is there twice"
+        raise InputError(f"{table}: {said}; prepare the folder again")
+    check_names(rows["id"], table)
     for name in ("path", "label"):
-        rows[name] = [str(folder / value) for value in rows[name]]
+        rows[name] = paths_inside(folder, rows[name], table)
     gone = [path for path in rows["path"] if not Path(path).is_file()]
     if gone:
         raise InputError(f"{gone[0]}: not found ({len(gone)} of {len(rows)} tiles); prepare the folder again")

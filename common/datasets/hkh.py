@@ -12,6 +12,7 @@ from common.datasets.cache import inputs_hash
 from common.datasets.glacier_files import CLASSES, PREPARED, load_array, read_prepared, valid_pixels
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import read_json
 
 CHANNELS = ("blue", "green", "red", "nir", "swir1", "thermal", "thermal-high", "swir2", "pan", "bqa", "ndvi", "ndsi",
             "ndwi", "elevation", "slope")  # fmt: skip
@@ -111,7 +112,7 @@ def claim(out: Path, slices, settings: dict, force: bool) -> None:
     sizes = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for pair in slices for p in pair[:2]]
     wanted = settings | {"slices": inputs_hash("hkh", {"files": sizes})}
     path = out / SETTINGS
-    same = path.is_file() and json.loads(path.read_text()) == wanted
+    same = path.is_file() and read_json(path, wanted=None) == wanted
     if not same and not force and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: holds other files or was made of other slices or settings; --force replaces them")
     if not same or force:
@@ -181,7 +182,4 @@ def pick_channels(image: np.ndarray, path: Path, channels) -> np.ndarray:
 def read_statistics(folder) -> dict:
     """Statistics of a prepared folder: bands, mean, std, pixels, slices, kept, left_out. InputError: not there."""
     path = Path(folder) / STATISTICS
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); prepare the folder again with --force") from error
+    return read_json(path, remedy="prepare the folder again with --force")

@@ -9,6 +9,7 @@ import shapely
 from rasterio.transform import array_bounds
 
 from common.errors import InputError
+from common.text_files import read_csv
 
 TABLE = "tiles.csv"
 COLUMNS = ("id", "raster", "y", "x", "height", "width")
@@ -50,12 +51,7 @@ def by_table(rows: pd.DataFrame, tables: list[Path]) -> list[tuple | None]:
     """(raster, y, x, height, width) of each tile that a table names."""
     known = {}
     for path in tables:
-        try:
-            table = pd.read_csv(path, dtype={"id": str, "raster": str}, keep_default_na=False)
-        except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-            raise InputError(
-                f"{path}: cannot be read as a table ({str(error).strip()}); cut the tiles again"
-            ) from error
+        table = read_csv(path, text=None, remedy="cut the tiles again")
         lacking = [name for name in COLUMNS if name not in table]
         if lacking:
             raise InputError(f"{path}: no column {', '.join(lacking)}; it needs {', '.join(COLUMNS)}: cut again")

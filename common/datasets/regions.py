@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from common.datasets.balance import balance_matrix, balanced_groups
 from common.datasets.folds import ALWAYS, FOLDS, TEST
 from common.datasets.places import geodesic, near_pairs, nearest_pair
 from common.errors import InputError
+from common.text_files import read_yaml
 
 SPLITS = "splits.yaml"
 SIDES = {"train": ALWAYS, "val": 0, "test": TEST}
@@ -37,10 +37,7 @@ def read_splits(data: str | Path) -> dict[str, list[str]] | None:
         if path.name == SPLITS and path.parent == Path(data):
             return None
         raise InputError(f"{path}: not found; name a folder with {SPLITS} or a file of regions per side")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct it") from error
+    content = read_yaml(path)
     form = "write train: [...], val: [...], test: [...] with names of regions"
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values() if v is not None):
         raise InputError(f"{path}: is not a list of regions per side; {form}")

@@ -32,6 +32,7 @@ from common.datasets.places import place_of, region_names
 from common.datasets.scenes import HUGE, clean
 from common.datasets.tile_folders import list_files
 from common.errors import InputError
+from common.text_files import read_csv
 
 CLASSES = ("background", "slump")
 IMAGES = ("PLANET-RGB", "tiles", "images")  # the folder of the images: the first that is there
@@ -80,10 +81,7 @@ def read_metadata(path: Path, files: dict[str, Path]) -> pd.DataFrame:
 
     InputError: no table, a column missing, an id twice, a region missing, a tile without a file.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path}: cannot be read as a table ({str(error).strip()}); export it again") from error
+    table = read_csv(path, text=None, remedy="export it again")
     lacking = [name for name in ("Tile_id", "RegionName") if name not in table]
     if lacking:
         raise InputError(f"{path}: no column {', '.join(lacking)}; it has {', '.join(table)}: add it")

@@ -12,6 +12,7 @@ from common.files import atomic_write
 from common.metrics.segmentation import confusion, count_columns
 from common.outputs.masks import holds_logit, logit_of, read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
+from common.text_files import check_names, read_csv
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
 TRAINED = "train_counts.csv"  # of rows that a model was trained on: no set to blend or to judge by
@@ -78,15 +79,36 @@ def read_set(path: Path) -> pd.DataFrame:
         if not found:
             raise InputError(f"{path}: neither {' nor '.join(NAMES.values())} in it; predict again (infer.py --out)")
         path = found[0]
-    try:
-        frame = pd.read_csv(path, dtype={"id": str})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table ({error}); write the set again") from error
+    frame = read_csv(path, text=("id", "prob"), remedy="write the set again")
     if not {"id", "nodata"} <= set(frame) or frame["id"].duplicated().any() or not len(frame):
         raise InputError(f"{path}: not the table of a set of maps (id, nodata, …, each id once); write it again")
+    check_names(frame["id"], path)
+    counts = [name for name in frame if name.startswith("n_")]
+    if counts != count_columns(round(len(counts) ** 0.5)):
+        raise InputError(f"{path}: {listed(counts)} are not the counts of all pairs of classes; write the set again")
+    for name in (*counts, *(name for name in ("fold", "nodata") if name in frame)):
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        if not (numbers.abs() < 2**53).all() or (numbers % 1 != 0).any() or (name != "fold" and (numbers < 0).any()):
+            raise InputError(f"{path}: {name} is not a whole number for every id; write the set again")
+        frame[name] = numbers.astype(np.int64)
     if "prob" in frame:
-        frame["prob"] = [str(path.parent / name) for name in frame["prob"]]
+        frame["prob"] = map_paths(path, frame["prob"])
     return frame
+
+
+def map_paths(table: Path, names) -> list[str]:
+    """Where the maps that a table names lie. A set may borrow the maps of another, so that a path may begin with `..`;
+    InputError where it is no .npz or leads out of both the folder that holds the set's and the working folder."""
+    homes, made = (table.resolve().parent.parent, Path.cwd()), []
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".npz") or "\0" in name or Path(name).is_absolute():
+            raise InputError(f"{table}: {str(name)[:60]!r} is no path of a map (.npz, relative); write the set again")
+        path = table.parent / name
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise InputError(f"{table}: {name[:120]!r} leads out of {homes[0]}; start the script in a folder above "
+                             "both, or predict again")  # fmt: skip
+        made.append(str(path))
+    return made
 
 
 def read_run(run: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import read_csv
 
 SHOWN = 5  # names an error lists before "..."
 
@@ -30,10 +31,7 @@ def read_table(path: str | Path, *, text: Sequence[str] = ()) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a csv")
-    try:
-        return pd.read_csv(path, dtype=dict.fromkeys(text, str))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable csv ({str(error).splitlines()[0]}); write it again") from error
+    return read_csv(path, text=text)
 
 
 def checked_predictions(frame: pd.DataFrame, outputs: Sequence[str], path: str | Path) -> pd.DataFrame:

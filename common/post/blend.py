@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.regression import WEIGHTS, checked
 from common.outputs.predictions import listed
+from common.text_files import read_json
 
 FORMAT = "landfold-blend-1"
 BAGS, STEPS = 300, 25
@@ -256,10 +257,7 @@ def load_blend(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; save a blend first (ensemble.py --save-blend)")
-    try:
-        return checked_blend(json.loads(path.read_text(encoding="utf-8")), path)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({str(error).splitlines()[0]}); save the blend again") from error
+    return checked_blend(read_json(path, wanted=None, remedy="save the blend again"), path)
 
 
 def checked_blend(blend: dict, path: str | Path) -> dict:

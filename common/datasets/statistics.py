@@ -108,6 +108,11 @@ def local_patterns(plane: np.ndarray) -> np.ndarray:
     return np.bincount(code.ravel(), minlength=LBP_BINS) / code.size
 
 
+def magnitude(gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """Length of the gradient of each pixel. That of OpenCV differs in its last digit with the address of the result."""
+    return np.sqrt(gx * gx + gy * gy)
+
+
 def orientation(gx: np.ndarray, gy: np.ndarray) -> tuple[float, float]:
     """Coherence of the structure tensor (mean over pixels, 0 to 1) and entropy of the gradient directions (nats)."""
     size = (9, 9)
@@ -115,7 +120,7 @@ def orientation(gx: np.ndarray, gy: np.ndarray) -> tuple[float, float]:
     coherence = np.sqrt((xx - yy) ** 2 + 4 * xy**2) / (xx + yy + 1e-6)
     angle = cv2.phase(gx, gy) % np.float32(np.pi)
     bins = np.minimum(angle * 8 / np.pi, 7).astype(int)
-    share = np.bincount(bins.ravel(), cv2.magnitude(gx, gy).ravel(), 8)
+    share = np.bincount(bins.ravel(), magnitude(gx, gy).ravel(), 8)
     share = share / max(share.sum(), 1e-6)
     return float(coherence.mean()), float(-(share * np.log(share + 1e-12)).sum())
 
@@ -126,7 +131,7 @@ def texture_at(image: np.ndarray) -> list[float]:
     spread = max(float(grey.std()), 1.0)
     contrast, grey = spread / max(float(grey.mean()), 1.0), grey / spread
     gx, gy = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
-    size = cv2.magnitude(gx, gy)
+    size = magnitude(gx, gy)
     laplacian = float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
     green = excess(image)[0]
     return [

@@ -97,7 +97,7 @@ def check_data(rows: pd.DataFrame) -> list[str]:
 
 def statistics(rows: pd.DataFrame, cache: Path, kind: str = "colour") -> tuple[np.ndarray, tuple[str, ...]]:
     """Statistics of every photo, computed once per content."""
-    inputs = {"kind": kind, "photos": [photo_key(path, "error") for path in rows["path"]], "version": 1}
+    inputs = {"kind": kind, "photos": [photo_key(path, "error") for path in rows["path"]], "version": 2}
 
     def build(folder: Path) -> None:
         values, names = statistics_table(list(rows["path"]), kind, lambda path: read_photo(path, None))

@@ -5,10 +5,13 @@ import re
 import moon_task
 import pytest
 import tiny_data
+import torch
 from test_engine_resume import log_of, same
 from ticking import HOUR, tick
 
 from common.engine.checkpoint import load_checkpoint
+from common.engine.clock import STOPPED, Clock
+from common.engine.device import Machine
 from common.tasks import TASKS
 
 # 40 tiles in 4 folds: 30 to train in 8 batches of 100 s, 10 to validate in 3 batches of 10 s: 830 s an epoch
@@ -76,7 +79,7 @@ def test_what_will_fit_is_said_and_resume_ends_with_the_same_bytes(home, whole, 
     check_equal(stopped, whole, range(4))
 
 
-@pytest.mark.parametrize("seconds", [2000, 3300, 4000, 5000])
+@pytest.mark.parametrize("seconds", [2000, 2570, 2572, 5000])
 def test_what_was_trained_is_on_the_disk_whatever_save_every_says(home, whole, ticking, seconds):
     """No epoch ends after the budget, less its reserve and the predictions that a fold ends with."""
     clock = ticking()
@@ -134,6 +137,19 @@ def test_folds_that_were_finished_before_take_no_time(home, ticking, capsys):
     clock = ticking()
     train(home, "--train-folds", "0", "1", "--time-budget", "60s", "--resume")
     assert clock.time == 1000
+
+
+def test_folds_without_epochs_are_counted_by_the_whole(monkeypatch, capsys):
+    """Those of a model that is fitted in closed form: 400 s each, of 970."""
+    clock = tick(monkeypatch, TASKS, "moon", task=moon_task.TASK)
+    trained, limit = [], Clock(1000.0, began=clock.time, machine=Machine(torch.device("cpu")))
+    for fold in limit.through([0, 1, 2, 3], [1, 2, 3]):
+        trained.append(fold)
+        clock.time += 400 * (fold > 0)
+    assert trained == [0, 1, 2] and limit.say_stopped(["--force", "--fold", "0"]) == STOPPED
+    assert capsys.readouterr().out == (
+        "stopped by --time-budget: fold 3 was not begun; go on: python train.py --fold 0 --resume\n"
+    )
 
 
 def test_the_fold_that_follows_is_not_begun_where_no_epoch_of_it_would_end(home, ticking, capsys):

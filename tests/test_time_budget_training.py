@@ -107,12 +107,16 @@ def test_an_epoch_that_turns_out_slow_is_given_up_and_trained_again(home, whole,
     check_equal(home / "runs" / "r", whole, [0])
 
 
-def test_too_short_for_one_epoch_is_an_error_and_not_a_call_that_never_ends(home, ticking, capsys):
+def test_too_short_for_one_epoch_says_that_more_time_is_needed(home, whole, ticking, capsys):
     clock = ticking()
-    train(home, "--time-budget", "600s", code=2)
-    said = capsys.readouterr()
-    assert "too short for an epoch" in said.err and clock.steps <= 5 and clock.time - 1000 < 600
-    assert "fold 0 stops at about epoch 0 of 6" in said.out
+    train(home, "--fold", "2", "--time-budget", "600s", code=4)
+    said = capsys.readouterr().out
+    assert clock.steps <= 5 and clock.time - 1000 < 600 and "fold 2 stops at about epoch 0 of 6" in said
+    assert "fold 2 stopped after epoch 0 of 6; go on with more time than 10.0 min, no epoch ends in that: " in said
+    assert not list((home / "runs" / "r" / "fold2").glob("*.pt"))
+    ticking()
+    train(home, "--fold", "2", "--time-budget", "3h", "--resume")
+    check_equal(home / "runs" / "r", whole, [2])
 
 
 def test_a_budget_that_suffices_changes_nothing(home, whole, ticking, capsys):

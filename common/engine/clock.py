@@ -7,7 +7,6 @@ from collections import deque
 from tqdm import tqdm
 
 from common.engine import budget
-from common.errors import InputError
 
 STOPPED = 4  # exit code of a training that --resume goes on with
 
@@ -127,15 +126,13 @@ class Clock:
         self.said = key
 
     def say_stopped(self, argv: list[str]) -> int:
-        """Exit code: STOPPED, having said what is left and how to go on; 0 where nothing is. InputError where nothing
-        was trained, so that the same call would never end."""
+        """Exit code: STOPPED, having said what is left and how to go on; 0 where nothing is."""
         if not self.stopped:
             return 0
-        if not self.ended:
-            raise InputError(
-                f"--time-budget: {budget.spoken(self.seconds)} are too short for an epoch ({self.stopped}); give more"
-            )
         if self.machine.main:
             words = [word for word in argv if word not in ("--force", "--resume")]
-            print(f"stopped by --time-budget: {self.stopped}; go on: python train.py {shlex.join(words)} --resume")
+            short = "" if self.ended else f" with more time than {budget.spoken(self.seconds)}, no epoch ends in that"
+            print(
+                f"stopped by --time-budget: {self.stopped}; go on{short}: python train.py {shlex.join(words)} --resume"
+            )
         return STOPPED

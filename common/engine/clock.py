@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections import deque
+from statistics import mean
 
 from tqdm import tqdm
 
@@ -75,7 +76,7 @@ class Clock:
             self.epochs.append((trained - self.epoch_began, budget.now() - trained))
             self.whole += budget.now() - self.epoch_began
             self.ended = True
-            self.forecast(budget.now(), trainer, *self.longest())
+            self.forecast(budget.now(), trainer, *map(mean, zip(*self.epochs, strict=True)))
 
     def step(self, step: int, steps: int, trainer) -> None:
         """Called after every batch. OutOfTime where, by the batches so far, the epoch would end too late."""
@@ -121,8 +122,10 @@ class Clock:
         key = self.ended, *(one.partition(" at about")[0] for one in said)
         if key != self.said and self.machine.main:
             of_folds = f" for {len(said)} folds" if len(said) > 1 else ""
-            tqdm.write(f"time budget {budget.spoken(self.seconds)}, estimate {budget.spoken(total)}{of_folds}: "
-                       f"{', '.join(said)}")  # fmt: skip
+            whole, used, total = map(budget.spoken, (self.seconds, self.end - self.began, total))
+            tqdm.write(
+                f"time budget {whole} ({used} without its reserve), estimate {total}{of_folds}: {', '.join(said)}"
+            )
         self.said = key
 
     def say_stopped(self, argv: list[str]) -> int:

@@ -71,7 +71,7 @@ def runtime_kernel(name: str, found: dict, state: dict, words: list[str], budget
     where = f"kernels/{name}/kernel.yaml"
     calls = [specs.words_of(call, where) for call in found["calls"]]
     script = specs.main_script(calls)
-    calls = [[*call, *map(specs.carried_word, words)] if call[0] == script else call for call in calls]
+    calls = [specs.add_words(call, words) if call[0] == script else call for call in calls]
     for call in calls:
         specs.check_call(call, found["task"], where)
     return {

@@ -139,6 +139,17 @@ def carried_word(word: str) -> str:
     return f"{{code}}/{word}" if word.startswith("recipes/") and (ROOT / word).is_file() else word
 
 
+def add_words(call: list[str], words: list[str]) -> list[str]:
+    """A call with further words; what it says itself to one of their options is taken out, placeholders with it: the
+    last mention counts anyway, and a run that is not asked for need not be mounted."""
+    replaced, kept, drops = {word.partition("=")[0] for word in words if word.startswith("--")}, [], False
+    for word in call:
+        drops = word.partition("=")[0] in replaced if word.startswith("--") else drops
+        if not drops:
+            kept.append(word)
+    return [*kept, *map(carried_word, words)]
+
+
 def main_script(calls: list[list[str]]) -> str:
     """The script that further words of the command line are for."""
     return "train.py" if any(call[0] == "train.py" for call in calls) else "infer.py"

@@ -156,9 +156,15 @@ def test_the_same_tree_gives_the_same_bytes(all_built, tmp_path, monkeypatch):
 def test_words_are_added_to_the_main_calls(tmp_path):
     words = ["--", "--config", "recipes/biomass-grid3x3.yaml", "--run", "biomass-3x3", "--epochs", "5"]
     (call,) = kernel_of(made(tmp_path / "a", "biomass-train", *words))["calls"]
-    assert call[-6:] == ["--config", "{code}/recipes/biomass-grid3x3.yaml", "--run", "biomass-3x3", "--epochs", "5"]
+    assert call == ["train.py", "--config", "{code}/recipes/biomass-grid3x3.yaml", "--run", "biomass-3x3", "--epochs",
+                    "5"]  # fmt: skip
     calls = kernel_of(made(tmp_path / "b", "biomass-ensemble", "--", "--fold", "0"))["calls"]
     assert [call[-2:] == ["--fold", "0"] for call in calls] == [True, True, False]
+    words = ["--", "--tta", "hflip", "--runs={run:mine}", "--batch-size", "2"]
+    (call,) = kernel_of(made(tmp_path / "c", "biomass-infer", *words))["calls"]
+    assert call == ["infer.py", "--out", "preds/biomass-2x2", "--allow-bad-images", *words[1:]], (
+        "no run but that asked for"
+    )
 
 
 def test_what_is_attached(tmp_path):

@@ -143,6 +143,13 @@ def test_weights_that_are_not_there_and_those_that_are_there_twice(pasture, tmp_
     refused(kaggle_stand_in.run(script, tmp_path / "both", both), "/first/", "/second/", "biomass-2x2", "detach")
 
 
+def test_a_notebook_says_what_a_script_says_and_fails_as_notebooks_do(pasture, tmp_path):
+    built = build(tmp_path / "built", "biomass-infer", "--notebook")
+    done = kaggle_stand_in.run(script_of(built), tmp_path / "home", {})
+    assert done.code == 1 and "error: /kaggle/input: no run folder biomass-2x2 in any mount" in done.said
+    assert "RuntimeError: ended with code 2" in done.said and "biomass-infer: version" in done.said
+
+
 def test_a_script_that_was_damaged_on_its_way(pasture, tmp_path):
     text = script_of(pasture / "built" / "biomass-infer").read_text()
     at = text.index('PAYLOAD = """') + 2000

@@ -158,6 +158,14 @@ def test_rows_come_before_a_second_run(home, monkeypatch):
     assert facts[0]["left"] == 0 < facts[1]["left"] and clock.time - 1000 < 2.2 * HOUR + 8 * PASS
 
 
+def test_one_batch_is_predicted_whatever_the_time(home, alone, monkeypatch):
+    tick(monkeypatch, TASKS, "biomass", forward=HOUR)
+    found, (facts,) = infer(home, "--time-budget", "1s", "--batch-size", "64", out="one")
+    assert given(facts) == {(1, 1): ROWS} and facts["left"] == 0
+    monkeypatch.setitem(TASKS, "biomass", BIOMASS)
+    np.testing.assert_allclose(found.to_numpy(float), alone(1, 1).to_numpy(float), rtol=1e-5)
+
+
 def test_what_a_budget_is_not_for_is_refused(home, capsys):
     for words in (("--rows", "oof"), ("--rows", "train")):
         assert tiny_data.call("infer", "--runs", RUN, "--data", "old", "--time-budget", "1h", *words, cwd=home) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,6 +102,17 @@ def test_rows_that_no_fold_predicted_get_the_bad_answer(moon, monkeypatch, capsy
     assert f"{facts['left']} rows of {ROWS} got the medians" in capsys.readouterr().err
 
 
+def test_what_could_not_be_read_is_told_from_what_was_left(moon, tmp_path, monkeypatch, capsys):
+    """Together: one pass over the rows for all folds."""
+    data = shutil.copytree(moon / "data", tmp_path / "data")
+    (data / "tiles" / "t41.npy").unlink()
+    tick(monkeypatch, TASKS, "moon", task=replace(moon_task.TASK, bad_answer="the medians"), forward=PASS)
+    infer(moon, "--data", str(data), "--time-budget", "1h", out="unread", code=3)
+    said, left = capsys.readouterr().err, facts_of(moon, "unread")["left"]
+    assert "unreadable image: t41 got the medians\n" in said and said.count("unreadable") == 1
+    assert f"{left} rows of {ROWS} got the medians" in said and 0 < left < ROWS - 2
+
+
 @pytest.mark.parametrize("runs", [("one",), ("one", "two")])
 def test_a_tile_that_is_left_is_background_everywhere(tiles_copy, monkeypatch, runs):
     tick(monkeypatch, TASKS, "glacier", task=GLACIER, forward=HOUR)
@@ -117,6 +129,12 @@ def test_a_tile_that_is_left_is_background_everywhere(tiles_copy, monkeypatch, r
     assert second[0].shape == second[1].shape and (second[0][0] == 1).all() and not (second[1][0] == 1).all()
     masks = [sorted(path.name for path in (tiles_copy / name / "masks").iterdir()) for name in ("left", "whole")]
     assert masks[0] == masks[1] and len(masks[0]) == 2
+
+
+def test_an_export_cannot_be_cut_short(tiles_home, tmp_path, capsys):
+    words = ("--runs", "one", "--solution", tmp_path / "solution.py", "--time-budget", "1h")
+    tiny_tiles.call(tiles_home, "infer", *words, code=2)
+    assert "--time-budget: is for test rows alone" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_shared_backbone_is_passed_once_a_view_of_the_image():

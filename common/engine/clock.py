@@ -3,11 +3,11 @@
 import math
 import shlex
 from collections import deque
+from statistics import mean
 
 from tqdm import tqdm
 
 from common.engine import budget
-from common.errors import InputError
 
 STOPPED = 4  # exit code of a training that --resume goes on with
 
@@ -76,7 +76,7 @@ class Clock:
             self.epochs.append((trained - self.epoch_began, budget.now() - trained))
             self.whole += budget.now() - self.epoch_began
             self.ended = True
-            self.forecast(budget.now(), trainer, *self.longest())
+            self.forecast(budget.now(), trainer, *map(mean, zip(*self.epochs, strict=True)))
 
     def step(self, step: int, steps: int, trainer) -> None:
         """Called after every batch. OutOfTime where, by the batches so far, the epoch would end too late."""
@@ -122,20 +122,20 @@ class Clock:
         key = self.ended, *(one.partition(" at about")[0] for one in said)
         if key != self.said and self.machine.main:
             of_folds = f" for {len(said)} folds" if len(said) > 1 else ""
-            tqdm.write(f"time budget {budget.spoken(self.seconds)}, estimate {budget.spoken(total)}{of_folds}: "
-                       f"{', '.join(said)}")  # fmt: skip
+            whole, used, total = map(budget.spoken, (self.seconds, self.end - self.began, total))
+            tqdm.write(
+                f"time budget {whole} ({used} without its reserve), estimate {total}{of_folds}: {', '.join(said)}"
+            )
         self.said = key
 
     def say_stopped(self, argv: list[str]) -> int:
-        """Exit code: STOPPED, having said what is left and how to go on; 0 where nothing is. InputError where nothing
-        was trained, so that the same call would never end."""
+        """Exit code: STOPPED, having said what is left and how to go on; 0 where nothing is."""
         if not self.stopped:
             return 0
-        if not self.ended:
-            raise InputError(
-                f"--time-budget: {budget.spoken(self.seconds)} are too short for an epoch ({self.stopped}); give more"
-            )
         if self.machine.main:
             words = [word for word in argv if word not in ("--force", "--resume")]
-            print(f"stopped by --time-budget: {self.stopped}; go on: python train.py {shlex.join(words)} --resume")
+            short = "" if self.ended else f" with more time than {budget.spoken(self.seconds)}, no epoch ends in that"
+            print(
+                f"stopped by --time-budget: {self.stopped}; go on{short}: python train.py {shlex.join(words)} --resume"
+            )
         return STOPPED

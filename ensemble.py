@@ -8,6 +8,7 @@ python ensemble.py --runs A --fit-post                                          
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from common.datasets.folds import folds_hash, join_folds, read_folds
 from common.engine import runs
+from common.engine.holding import ANOTHER_OUT, hold
 from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
@@ -22,7 +24,7 @@ from common.metrics.gates import check_gates, say_gates
 from common.outputs.compare_report import write_compare_report
 from common.outputs.compare_tables import mean_name, recipes_of
 from common.post.blend import load_blend, save_blend
-from common.session import begin, demo_facts, make_parser, pick_task, with_data_of
+from common.session import begin, check_trained, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
 from common.tasks import TASKS
 
@@ -83,8 +85,7 @@ def whole_runs(task, found: list[Path]) -> dict:
 def member_of(task, run: Path, rows, frame) -> dict:
     """What the report shows of a run: scores of best and last, logs, seconds."""
     logs = {folder.name.removeprefix("fold"): read_log(folder) for folder in sorted(run.glob("fold*"))}
-    finished = {path.parent.name.removeprefix("fold"): json.loads(path.read_text())
-                for path in sorted(run.glob("fold*/finished.json"))}  # fmt: skip
+    finished = {fold: runs.read_finished(run / f"fold{fold}") for fold in runs.finished_folds(run)}
     grid = runs.run_settings(run).get("grid")
     return {
         "name": run.name,
@@ -112,19 +113,13 @@ def name_sets(task, paths: list[Path]) -> dict:
     return {name: task.read_set(path) for name, path in zip(names, paths, strict=True)}
 
 
-def facts_of(folder: Path) -> dict:
-    """What infer.py wrote beside a set: {"runs": [{"run", "task", …}]}; strangers' sets have no such file."""
-    path = folder / "spec.json"
-    return json.loads(path.read_text()) if path.is_file() else {"runs": [{}]}
-
-
 def apply_saved(session) -> int:
     """Blend test predictions, post-process, write what is handed in."""
     task, args = session.task, session.args
     sets = {}
     for folder in args.preds:
-        made = facts_of(folder)["runs"]
-        name = made[0]["run"] if len(made) == 1 and made[0] else folder.name
+        made = runs.read_makers(folder)
+        name = made[0].get("run", folder.name) if len(made) == 1 else folder.name
         if name in sets:
             raise InputError(f"--preds {folder}: a second set of run {name}; give each run once")
         sets[name] = task.read_set(folder)
@@ -241,14 +236,20 @@ def main(argv=None):
     first = peek(argv, "--runs")
     known = runs.run_settings(runs.find_run(Path(first))) if first else {}
     if preds := peek(argv, "--preds"):
-        known = {"task": facts_of(Path(preds))["runs"][0].get("task")}
+        known = {"task": runs.read_makers(Path(preds))[0].get("task")}
     task = pick_task(TASKS, argv, known.get("task"))
     argv = with_data_of(argv, known)
     split = "train" if first else "test" if peek(argv, "--preds") else None
     session = begin(parser_of(task), task, argv, split=split)
-    args = session.args
     check_gated(session.settings)
     task.check_jobs(session.settings)
+    with contextlib.nullcontext() if session.args.fit_post else hold(session.args.out, ANOTHER_OUT):
+        return do_asked(session)
+
+
+def do_asked(session) -> int:
+    """What the options ask for; what is written, but for post.json, into --out."""
+    task, args = session.task, session.args
     if args.preds:
         return apply_saved(session)
     if args.oof:
@@ -258,6 +259,8 @@ def main(argv=None):
         sets = name_sets(task, args.oof)
         return judge_sets(session, sets, rows, [{"name": n, "oof": frame} for n, frame in sets.items()])
     found = [runs.find_run(run) for run in args.runs]
+    for run in found:
+        check_trained(task, settings := runs.run_settings(run), settings.path)
     sets = whole_runs(task, found)
     rows = with_groups(rows_of_runs(session, found), args.group)
     for option, job in task.jobs.items():

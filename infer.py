@@ -15,6 +15,7 @@ from common.datasets.folds import TEST, join_folds, read_folds
 from common.engine import budget, runs
 from common.engine import device as devices
 from common.engine.checkpoint import build, checkpoint_file
+from common.engine.holding import ANOTHER_OUT, hold_all
 from common.engine.predict import passes
 from common.engine.rows import (
     marked,
@@ -28,9 +29,10 @@ from common.engine.rows import (
 from common.engine.tta import check_views
 from common.errors import InputError, run_script
 from common.files import atomic_write
-from common.session import begin, inside_demo, make_parser, pick_task, with_data_of
+from common.session import begin, check_trained, inside_demo, make_parser, pick_task, with_data_of
 from common.settings import duration, peek, positive
 from common.tasks import TASKS
+from common.text_files import read_json
 
 FLAG = argparse.BooleanOptionalAction
 SETS = {"test": ("pred", "prob"), "oof": ("oof", "oof"), "train": ("train", "train")}  # rows -> set, folder of maps
@@ -160,7 +162,7 @@ def read_post(found: list[Path], task):
     What the rows alone teach is not fitted again: it is that of the first run, and the folds of all are the same.
     """
     paths = [run / "post.json" for run in found]
-    learnt = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    learnt = [read_json(path, remedy="ensemble.py --fit-post writes it again") for path in paths if path.is_file()]
     if len(found) == 1 and learnt and learnt[0]:
         return learnt[0]
     if len(found) > 1 and len(learnt) == len(found) and all(learnt):
@@ -183,13 +185,21 @@ def main(argv=None):
     args = session.args
     check_budget(session, exported)
     found = [runs.find_run(run) for run in args.runs]
+    for run in found:
+        check_trained(task, settings := runs.run_settings(run), settings.path)
     devices.set_threads()
     machine = devices.start_machine(args.device_type, args.amp)
     if exported:
         return export(session, found, machine)
     if task.map_scenes and args.scene:
         return map_scenes(session, found, machine)
-    rows = read_asked(session, found[0])
+    with hold_all([out_folder(args)], ANOTHER_OUT, machine):
+        return predict_sets(session, found, machine, began)
+
+
+def predict_sets(session, found, machine, began: float) -> int:
+    """Every run's predictions and what is made of them, in --out."""
+    args, rows = session.args, read_asked(session, found[0])
     sets, facts, bad, left = {}, [], [], {}
     for run in found:
         deadline = budget.share(began, args.time_budget, len(found) - len(sets))

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import sys
-import time
 from pathlib import Path
 
 from common.datasets.folds import TEST, UNUSED, check_groups, folds_hash, join_folds, read_folds, write_folds
@@ -21,6 +20,7 @@ from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
 from common.engine.clock import Clock
 from common.engine.experiments import LOCAL
+from common.engine.holding import ANOTHER_RUN, hold_all, is_held
 from common.engine.loop import Trainer, fit_closed_form
 from common.engine.rows import make_loader, predict_rows
 from common.engine.schedule import SCHEDULES, Plateau
@@ -107,7 +107,8 @@ def begin_training(argv):
 def find_folds(session, rows, machine):
     """The path of the folds: named, the run's own, the data folder's, or made by the default scheme beside the run."""
     own = runs.RUNS / session.settings["run"] / "folds.csv"
-    begun = own.is_file() and any(own.parent.glob("fold*/*.pt"))  # a --check or a failed start binds nobody
+    # a --check or a failed start binds nobody, a fold that another process trains does
+    begun = own.is_file() and (any(own.parent.glob("fold*/*.pt")) or any(map(is_held, own.parent.glob("fold*/"))))
     source = session.args.folds or (own if begun else session.data / "folds.csv")
     devices.barrier()  # every process has looked before the first one writes
     if source.is_file() or session.args.folds:
@@ -176,7 +177,7 @@ def train_fold(session, rows, fold, folds_path, machine, clock):
     if runs.is_finished(folder):
         print(f"{folder}: finished before; --force trains it again")
         return
-    started = time.time()
+    started = budget.now()  # a clock that is set back takes no seconds away
     train_rows, valid_rows = split_rows(rows, fold)
     spec = task.make_spec(train_rows, settings)
     devices.seed_everything(settings["seed"], settings["deterministic"])
@@ -252,7 +253,7 @@ def finish(session, folder, fold, header, history, frame, valid_rows, tracker, s
             frame.insert(1, "fold", fold)
             task.write_set(folder, "oof", frame)
         tracker.close(history, frame)
-        git, seconds = header["git"], round(time.time() - started, 1)
+        git, seconds = header["git"], round(budget.now() - started, 1)
         line = {"run": settings["run"], "fold": fold, "score": score, "git": git["sha"], "dirty": git["dirty"]}
         line |= {"settings": settings_hash(settings, runs.FREE), "folds": header["folds_hash"][:12], "seconds": seconds}
         runs.add_to_ledger(line)
@@ -289,10 +290,12 @@ def main(argv=None):
         return
     clock = Clock(settings["time_budget"], began=began, machine=machine)
     folds = choose_folds(session, known)
-    for fold in clock.through(folds, runs.unfinished_folds(settings["run"], folds, settings["force"])):
-        train_fold(session, rows, fold, folds_path, machine, clock)
-    if not clock.stopped:
-        finish_run(session, rows, known, machine)
+    left = runs.unfinished_folds(settings["run"], folds, settings["force"])
+    with hold_all([runs.fold_folder(settings["run"], fold) for fold in left], ANOTHER_RUN, machine):
+        for fold in clock.through(folds, left):
+            train_fold(session, rows, fold, folds_path, machine, clock)
+        if not clock.stopped:
+            finish_run(session, rows, known, machine)
     devices.stop_processes()
     return clock.say_stopped(argv)
 

@@ -1,16 +1,27 @@
 """The one exception that users see: a line that says what is wrong, in which file, and what to do."""
 
 import errno
+import re
 import sys
 import traceback
 
 NO_ROOM = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "write elsewhere",
-           errno.EACCES: "check its rights"}  # fmt: skip
+           errno.EACCES: "check its rights", errno.EMFILE: "raise ulimit -n, or give --workers 0"}  # fmt: skip
+NO_SHARED_MEMORY = ("loader processes found no shared memory left to send a batch through (/dev/shm is full); give "
+                    "--workers 0, or more of it (docker run --shm-size 8g), or remove what fills /dev/shm")  # fmt: skip
+LOST_REMEDY = ("what is finished is kept: the same call goes on, train.py with --resume; where memory is short, fewer "
+               "--workers or 0 take less of it")  # fmt: skip
+LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (is killed by signal: [\w ]+|exited unexpectedly)"
+)
 CRASHED = 70  # Python's own code for a crash is 1, which says that gates were missed
 
 
 class InputError(Exception):
     """Wrong input or settings. The message names the file or option and the remedy, in one line."""
+
+
+FROM_WORKER = f"{InputError.__module__}.InputError: "  # ends the traceback of a loader process, before its line
 
 
 def run_script(main, argv=None) -> int:
@@ -25,14 +36,35 @@ def run_script(main, argv=None) -> int:
     try:
         return main(argv) or 0
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = str(error).rpartition(FROM_WORKER)[2]
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by the keyboard; --resume goes on", file=sys.stderr)
         return 130
     except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        said = explained(error)
+        if said is None:
             traceback.print_exc()
             return CRASHED
-        print(f"error: {error.filename or 'a file'}: {error.strerror}; {NO_ROOM[error.errno]}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether that is torch's word of a loader process that died. It may be raised wherever the main process is."""
+    return isinstance(error, RuntimeError) and bool(LOST_WORKER.match(str(error)))
+
+
+def explained(error: Exception) -> str | None:
+    """The line for what a machine does to any program: no room, no rights, no shared memory, a process killed. None for
+    any other error."""
+    said = str(error)
+    if "shared memory" in said or "Bus error" in said:  # a worker dies of the latter where memory is given on use
+        return NO_SHARED_MEMORY
+    if is_lost_worker(error):
+        pids, how = LOST_WORKER.match(said).groups()
+        return f"loader process {pids.strip(' ,')} {how.strip()}; {LOST_REMEDY}"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error.filename or 'a file'}: {error.strerror}; {NO_ROOM[error.errno]}"
+    return None

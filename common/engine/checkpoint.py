@@ -4,19 +4,21 @@ A frozen backbone is the same in every fold, so it is stored once beside the fol
 such a checkpoint holds the rest and says where the backbone lies.
 """
 
-import pickle
-import warnings
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from common.errors import InputError
+from common.errors import InputError, is_lost_worker
 from common.files import atomic_write
+from common.text_files import content_of
+from common.torch_files import read_tensors, read_torch
 
 FORMAT = 1
+SLACK = 10_000_000  # weights that a spec may describe beyond those that are stored
 WEIGHTS = ("ema", "last", "best")  # --use: the last epoch's average, the last epoch's own, the best epoch's
 # of a checkpoint what training alone needs, and the state dicts, of which a slim one keeps one
 TRAINING = {"ema", "optimizer", "scaler", "plateau", "history", "best_score", "since_best", "next_epoch",
@@ -44,6 +46,8 @@ def save_checkpoint(path: Path, content: dict) -> None:
     try:
         atomic_write(path, lambda temporary: torch.save(content, temporary))
     except RuntimeError as error:
+        if is_lost_worker(error):
+            raise
         raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0][:80]}); free disk space") from error
 
 
@@ -52,18 +56,8 @@ def load_checkpoint(path: Path, device="cpu") -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train the fold first or name another run")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch remarks on a foreign pickle; it is refused below
-            content = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused, it holds more than tensors and plain types; only load our own files"
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:80] or "empty file"
-        raise InputError(f"{path}: not a readable checkpoint ({reason}); copy it again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "spec" not in content:
+    content = read_torch(path, remedy="only load our own files, and copy it again", device=device)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("spec"), dict):
         raise InputError(f"{path}: not a checkpoint of this format ({FORMAT}); it was not written by this train.py")
     return content
 
@@ -132,9 +126,11 @@ def save_external(run_folder: Path, state: dict, digest: str) -> str:
 
 def load_external(checkpoint: Path, name: str) -> dict:
     """The frozen part of a checkpoint: beside the fold folders, or beside the checkpoint itself."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise InputError(f"{checkpoint}: names its frozen backbone by a path, {str(name)[:80]!r}; copy it again")
     for folder in (checkpoint.parent.parent, checkpoint.parent):
         if (folder / name).is_file():
-            return load_file(folder / name)
+            return read_tensors(folder / name, remedy="copy it again from the run folder")
     raise InputError(
         f"{checkpoint}: its frozen backbone {name} is missing; copy it from the run folder beside the folds"
     )
@@ -158,15 +154,28 @@ def build(path: Path, tasks: dict, *, use: str = "ema", device="cpu"):
     path = Path(path)
     content = load_checkpoint(path)
     check_use(path, content, use)
-    spec = content["spec"]
-    if spec.get("task") not in tasks:
-        raise InputError(f"{path}: made for task {spec.get('task')!r}, which is not known here ({', '.join(tasks)})")
-    model = tasks[spec["task"]].build_model(spec)
-    external = content.get("external")
+    name = content["spec"].get("task")
+    if not isinstance(name, str) or name not in tasks:
+        raise InputError(f"{path}: made for task {name!r}, which is not known here ({', '.join(tasks)})")
+    with content_of(path, "copy it again from its run"):
+        model = described_model(path, content, use, tasks[name].build_model)
+        model.backbone_key = content["external"]["sha256"] if content.get("external") else None
+    return model.to(device).eval(), content
+
+
+def described_model(path: Path, content: dict, use: str, build_model):
+    """The model of a checkpoint's spec with its weights. InputError where they do not fit it, or where it would be
+    much larger than they are, before it takes that memory."""
+    state, wanted = whole_state(path, content, use), None
+    with contextlib.suppress(Exception), torch.device("meta"):  # a model that cannot be drawn up is tried for real
+        wanted = sum(part.numel() for part in build_model(content["spec"]).state_dict().values())
+    held = sum(part.numel() for part in state.values())
+    if wanted is not None and wanted > held + SLACK:
+        raise InputError(f"{path}: its spec describes a model of {wanted:,} weights, it holds {held:,}; copy it again")
+    model = build_model(content["spec"])
     try:
-        model.load_state_dict(whole_state(path, content, use), strict=True)
+        model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: weights do not fit the model its spec describes ({detail})") from error
-    model.backbone_key = external["sha256"] if external else None
-    return model.to(device).eval(), content
+    return model

@@ -1,6 +1,7 @@
 """Work that survives a kill: finished parts of a job on disk beside its output, and jobs shared by processes."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ VERSION = 1  # of what the parts hold and how they are computed
 KEY = "key.json"
 PART = ".part.npz"
 LOCK = ".lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # answers of file systems without locks
 
 
 def hash_key(key: dict) -> str:
@@ -90,16 +92,44 @@ class SideStore:
 class Claim:
     """An output that this process makes alone, until the `with` ends or the process does."""
 
+    held: "set[Claim]" = set()  # those of this process
+
     def __init__(self, path: Path, file):
         self.path, self.file = path, file
+        Claim.held.add(self)
+
+    def note(self, text: str) -> None:
+        """Write into the lock what others may read of its holder; a full disk has no room for it, and needs none."""
+        self.file.truncate(0)
+        try:
+            self.file.write(text.encode())
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
 
     def __enter__(self) -> "Claim":
         return self
 
     def __exit__(self, *_failure) -> None:
-        # removed while it is held: who opened it before sees below that it is no longer the file of that name
-        self.path.unlink(missing_ok=True)
+        if self in Claim.held:
+            # removed while it is held: who opened it before sees below that it is no longer the file of that name
+            self.path.unlink(missing_ok=True)
+            self.let_go()
+
+    def let_go(self) -> None:
+        Claim.held.discard(self)
         self.file.close()
+
+
+def forget_claims() -> None:
+    """In a fork: a lock is held for as long as any process has its file open, and a loader's worker may outlive a
+    training that was killed by seconds."""
+    for one in list(Claim.held):
+        one.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_claims)
 
 
 def lock_of(output: str | Path) -> Path:
@@ -113,22 +143,45 @@ def claim(output: str | Path) -> Claim | None:
     Several machines can share a folder whose file system carries locks (NFS 4 does).
     """
     path = lock_of(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(path, "ab")  # closed by the Claim
         try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock: two jobs there must be given lists of their own
-            return Claim(path, file)
-        except BlockingIOError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "ab", buffering=0)  # closed by the Claim
+        except FileNotFoundError:  # the holder before us removed the folder it had made
+            continue
+        if not lock_now(file):
             file.close()
             return None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return Claim(path, file)
         file.close()  # the holder before us removed it between our open and our lock
+
+
+def lock_now(file, shared: bool = False) -> bool:
+    """Whether the lock of an open file is ours; True as well where there are no locks: Windows has no flock, some
+    network file systems carry none, and two jobs there must be given outputs of their own."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except ImportError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def is_claimed(output: str | Path) -> bool:
+    """Whether a process, this one included, has the right to make `output` now."""
+    try:
+        with open(lock_of(output), "rb") as file:
+            return not lock_now(file, shared=True)
+    except FileNotFoundError:
+        return False
 
 
 def shared_jobs(outputs: list[Path]) -> Iterator[int]:

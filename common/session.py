@@ -7,7 +7,7 @@ from pathlib import Path
 from common.datasets.cache import cached_folder
 from common.datasets.locate import Source, find_data, on_kaggle
 from common.errors import InputError
-from common.settings import Parser, parse_settings, peek, plain_settings, read_config
+from common.settings import Parser, check_value, parse_settings, peek, plain_settings, read_config
 from common.tasks.base import Task
 from common.text_files import read_json
 
@@ -31,7 +31,7 @@ def pick_task(tasks: dict[str, Task], argv: list[str], default: str | None = Non
     config = peek(argv, "--config")
     name = peek(argv, "--task", (read_config(Path(config)).get("task") if config else None) or default)
     name = name or next(iter(tasks))
-    if name not in tasks:
+    if not isinstance(name, str) or name not in tasks:
         raise InputError(f"--task {name}: unknown; choose from {', '.join(tasks)}")
     return tasks[name]
 
@@ -78,6 +78,15 @@ def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -
     return find_data(task.slug, task.markers[split], data, lambda: demo_folder(task, cache))
 
 
+def check_trained(task: Task, settings: dict, where) -> None:
+    """InputError where settings that a fold was trained with, as the file `where` has them, are none of this task."""
+    parser = make_parser("train", task, {task.name: task}, "")
+    task.add_arguments(parser, "train")
+    for name, action in parser.actions().items():
+        if name in settings:
+            check_value(action, settings[name], str(where))
+
+
 def with_data_of(argv: list[str], known: dict) -> list[str]:
     """The words with --data of the run (its settings `known`) where none is given: never other data in silence.
 
@@ -85,6 +94,9 @@ def with_data_of(argv: list[str], known: dict) -> list[str]:
     """
     if peek(argv, "--data") is not None or not known.get("data"):
         return argv
+    if not isinstance(known["data"], str):
+        raise InputError(f"the run says it was trained on {known['data']!r}, which is no folder; name its data with "
+                         "--data")  # fmt: skip
     if is_demo(Path(known["data"])) or Path(known["data"]).is_dir():
         return [*argv, "--data", known["data"]]
     if on_kaggle():
@@ -104,6 +116,9 @@ def begin(
         parser.parse_args(argv)  # prints and exits before a demo set is drawn for nobody
     config = peek(argv, "--config")
     written = read_config(Path(config)) if config else {}
+    for name in ("data", "cache"):
+        if not isinstance(written.get(name) or "", str):
+            raise InputError(f"--config {config}: {name} takes one path, not {written[name]!r}")
     data = peek(argv, "--data", written.get("data"))
     cache = Path(peek(argv, "--cache", written.get("cache") or CACHE))
     source = open_source(task, Path(data) if data else None, split, cache)

@@ -5,6 +5,7 @@ its size, its longest line, its encoding. What a table names stays inside the fo
 """
 
 import codecs
+import contextlib
 import csv
 import json
 import re
@@ -194,6 +195,20 @@ def once(pairs: list[tuple]) -> dict:
     if len(made) < len(pairs):
         raise ValueError("a key is given twice")
     return made
+
+
+# what they hold
+
+
+@contextlib.contextmanager
+def content_of(path, remedy: str):
+    """InputError naming the file where what it holds, which somebody may have changed, does not serve its user: a name
+    is missing, a list stands for a number."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise InputError(f"{path}: does not hold what it should ({said}); {remedy} (--debug shows where)") from error
 
 
 # what a table names

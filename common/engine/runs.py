@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from common.errors import InputError
 from common.files import atomic_write
 from common.settings import changed_settings, write_settings
+from common.text_files import read_csv, read_json, read_yaml
 
 RUNS = Path("runs")
 # settings that may differ between two calls that train the same thing
@@ -36,9 +36,52 @@ def find_run(run: Path) -> Path:
     raise InputError(f"--runs {run}: no run folder with folds there; train it, or list runs/ for the names")
 
 
+class Kept(dict):
+    """Settings of a file: one that it lacks is an InputError that names the file."""
+
+    def __init__(self, path: Path, content: dict):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, name):
+        raise InputError(f"{self.path}: has no setting {name}; it is not as train.py wrote it: train again")
+
+    def __or__(self, other):
+        return Kept(self.path, {**self, **other})
+
+
 def read_settings(folder: Path) -> dict:
-    """The settings a fold was trained with."""
-    return yaml.safe_load((folder / "args.yaml").read_text())
+    """The settings a fold was trained with. InputError where its args.yaml does not hold settings."""
+    path = folder / "args.yaml"
+    content = read_yaml(path, remedy="train the fold again, or copy its folder again")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path}: holds no settings; train the fold again, or copy its folder again")
+    return Kept(path, content)
+
+
+def read_finished(folder: Path) -> dict:
+    """What finished.json says of a fold: {"score", "seconds", "facts", …}. InputError where it does not."""
+    path = folder / "finished.json"
+    line = read_json(path, remedy="copy the run again")
+    score, seconds = line.get("score"), line.get("seconds")
+    if not all(isinstance(number, (int, float)) for number in (score or 0, seconds)) or not isinstance(
+            line.get("facts") or {}, dict):  # fmt: skip
+        raise InputError(f"{path}: does not say score, seconds and facts; copy the run again")
+    return line
+
+
+def read_makers(folder: Path) -> list[dict]:
+    """The runs that made a set of predictions, by the spec.json beside it: [{"run", "task", …}]; [{}] for a stranger's
+    set, which has no such file. InputError where it does not say so."""
+    path = folder / "spec.json"
+    if not path.is_file():
+        return [{}]
+    made = read_json(path, remedy="predict again").get("runs")
+    if not isinstance(made, list) or not made or not all(isinstance(one, dict) for one in made):
+        raise InputError(f"{path}: does not name the runs that made the set; predict again")
+    if not all(isinstance(one.get(name, ""), str) for one in made for name in ("run", "task", "folds_hash")):
+        raise InputError(f"{path}: a run, task or folds_hash is no text; predict again")
+    return made
 
 
 def run_settings(run: Path) -> dict:
@@ -109,7 +152,11 @@ def add_to_ledger(line: dict) -> None:
     """Put a finished fold into runs/ledger.csv; a fold trained again replaces its line."""
     path = RUNS / "ledger.csv"
     with locked(path):
-        table = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=list(LEDGER_COLUMNS))
+        remedy = "move it away, a new one is begun"
+        columns = list(LEDGER_COLUMNS)
+        table = read_csv(path, text=None, remedy=remedy) if path.is_file() else pd.DataFrame(columns=columns)
+        if lacking := set(LEDGER_COLUMNS) - set(table):
+            raise InputError(f"{path}: no column {min(lacking)}; {remedy}")
         same = (table["run"] == line["run"]) & (table["fold"] == str(line["fold"]))
         new = pd.DataFrame([{key: str(line[key]) for key in LEDGER_COLUMNS}])
         text = pd.concat([table[~same], new], ignore_index=True).to_csv(index=False)

@@ -1,13 +1,12 @@
 """What a run says while it trains: banner, a line an epoch, TensorBoard, drawn samples, curves."""
 
-import json
-
 from tqdm import tqdm
 
 from common.engine.device import gather_predictions
 from common.engine.experiments import Experiment
 from common.engine.predict import predict
 from common.outputs.curves import write_curves
+from common.text_files import parse_json, read_text
 
 
 def print_banner(header: dict, said: list[str], model, machine, rows: dict, loaders: dict) -> None:
@@ -102,4 +101,5 @@ class Tracker:
 
 def read_log(folder) -> list[dict]:
     path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_text(path).splitlines() if path.is_file() else []
+    return [parse_json(line, path, remedy="remove that line") for line in lines]

@@ -19,6 +19,9 @@ def create_net(name: str, *, cell_size: int, drop_path: float) -> nn.Module:
     """Untrained timm model without classifier for cell_size x cell_size pixels; never downloads."""
     kwargs = {"drop_path_rate": drop_path} if drop_path else {}
     create = {"pretrained": False, "num_classes": 0, **kwargs}
+    if not timm.is_model(name):  # asked first, since timm fetches the settings of an `hf-hub:` name
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
+        raise InputError(f"--backbone {name}: timm does not know it; did you mean {', '.join(near) or '?'}")
     try:
         try:
             return timm.create_model(name, img_size=cell_size, **create)
@@ -29,11 +32,6 @@ def create_net(name: str, *, cell_size: int, drop_path: float) -> nn.Module:
     except TypeError as error:
         raise InputError(f"--backbone {name}: {error}; leave out --drop-path") from error
     except RuntimeError as error:
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
-            raise InputError(
-                f"--backbone {name}: timm does not know it; did you mean {', '.join(near) or '?'}"
-            ) from error
         raise InputError(f"--backbone {name}: {error}") from error
     except AssertionError as error:
         raise InputError(f"--backbone {name} with cells of {cell_size} px: {error}; change --cell-size") from error

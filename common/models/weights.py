@@ -1,7 +1,6 @@
 """Pretrained weights of a backbone, with or without a network, loaded safely and completely."""
 
 import os
-import pickle
 import re
 import socket
 import sys
@@ -11,11 +10,10 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from common.errors import InputError
 from common.models.backbone import Backbone
+from common.torch_files import read_tensors, read_torch
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # in this order where one folder holds several
 SEARCH_DEPTH = 6  # folders below a Kaggle mount: owner, model, framework, variation, version
@@ -68,21 +66,13 @@ def find_weights(name: str, search) -> Path | None:
 
 def read_weights(path: Path) -> dict:
     """Tensors by name from a .safetensors, .pth, .pt or .bin file; nothing in it is ever executed."""
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"--weights {path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"--weights {path}: refused, it is damaged or holds code beside its tensors; fetch it again, best as "
-            ".safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).split("\n")[0][:200]
-        raise InputError(f"--weights {path}: not a readable weight file ({first}); fetch it again") from error
+    path, remedy = Path(path), "fetch it again, best as .safetensors"
+    if not path.is_file():
+        raise InputError(f"--weights {path}: no such file")
+    read = read_tensors if path.suffix == ".safetensors" else read_torch
+    state = read(path, remedy=remedy, where=f"--weights {path}")
+    if read is read_tensors:
+        return state
     while isinstance(state, dict) and any(isinstance(state.get(key), dict) for key in CONTAINERS):
         state = next(state[key] for key in CONTAINERS if isinstance(state.get(key), dict))
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.datasets.folds import TEST, folds_hash
+from common.engine.runs import read_makers
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.rare_baselines import everywhere_score, pixel_score
@@ -20,6 +21,7 @@ from common.post.detection_maps import Cut, cut_mask
 from common.post.morphology import finish_mask
 from common.post.prevalence import pixel_scores
 from common.tasks.segmentation_options import parse_label_map
+from common.text_files import parse_json, read_csv, read_json
 
 BLENDS = KINDS
 TESTED = Path("runs") / "final-tests.csv"
@@ -212,7 +214,7 @@ def hash_of(frame: pd.DataFrame) -> str:
 def check_maker(folder: Path, run: Path) -> None:
     """InputError where spec.json beside a set does not say that this run alone made it, by the folds it has now."""
     path = folder / "spec.json"
-    made = json.loads(path.read_text())["runs"] if path.is_file() else []
+    made = read_makers(folder) if path.is_file() else []
     if [(one.get("run"), one.get("folds_hash")) for one in made] != [(run.name, folds_hash(run / "folds.csv"))]:
         names = " ".join(str(one.get("run")) for one in made) or "unknown"
         said = f"made by {names}" if names != run.name else "made by a run of this name with other folds"
@@ -238,10 +240,10 @@ def tests_before(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """(the tests kept so far, names of the runs that were scored on some of these tiles, whatever their labels)."""
     if not TESTED.is_file():
         return pd.DataFrame(columns=["run", "test_set", "tiles", "ids"]), []
-    known = pd.read_csv(TESTED, dtype=str)
+    known = read_csv(TESTED, text=None, remedy="move it away, or correct it")
     if "ids" not in known:
         raise InputError(f"{TESTED}: does not say which tiles were scored (no column ids); move it away or add them")
-    met = [not set(json.loads(ids)).isdisjoint(frame["id"]) for ids in known["ids"]]
+    met = [not set(parse_json(ids, TESTED, wanted=list)).isdisjoint(frame["id"]) for ids in known["ids"]]
     return known, known["run"][met].tolist()
 
 
@@ -270,7 +272,7 @@ def final_test(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict
         raise InputError(f"--final-test: this test set was scored before (run {', '.join(before)}, {TESTED}); a choice "
                          "made after that is tuned on it. --again scores it nevertheless and says so")  # fmt: skip
     path = run / "post.json"
-    if not path.is_file() or not (post := json.loads(path.read_text())):
+    if not path.is_file() or not (post := read_json(path)):
         raise InputError(f"--final-test: {path} holds nothing; ensemble.py --runs {run.name} --calibrate first")
     score, tables = final_tables(tested, frame, post)
     line = {"run": run.name, "test_set": hash_of(frame), "tiles": len(frame), "ids": json.dumps(sorted(frame["id"]))}

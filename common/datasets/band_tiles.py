@@ -7,8 +7,11 @@ import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags
 
+from common.datasets.arrays import load_array
 from common.datasets.band_names import band_number
 from common.datasets.label_grids import open_raster
+from common.datasets.limits import within
+from common.datasets.rasters import read_whole
 from common.datasets.scenes import HUGE
 from common.errors import InputError
 
@@ -30,18 +33,6 @@ def with_sidecars(path: str | Path) -> list[Path]:
     """A raster and what GDAL keeps beside it that decides its values: nodata tags and masks."""
     beside = (Path(f"{path}{suffix}") for suffix in SIDECARS)
     return [Path(path), *(file for file in beside if file.is_file())]
-
-
-def load_array(path: str | Path, mode: str | None = None) -> np.ndarray:
-    """Array of an npy file. InputError: missing, damaged, or not an array of numbers."""
-    try:
-        array = np.load(path, mmap_mode=mode)
-    except (OSError, ValueError, EOFError) as error:
-        said = "cannot be read" if Path(path).is_file() else "not found"
-        raise InputError(f"{path}: {said} ({str(error).strip()}); write or download it again") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
-        raise InputError(f"{path}: is no array of numbers; write it again")
-    return array
 
 
 def band_list(path: str | Path) -> Path | None:
@@ -80,7 +71,7 @@ def is_array(path: str | Path) -> bool:
 
 def open_array(path: str | Path) -> np.ndarray:
     """An npy tile (C,H,W), not yet read. InputError: another shape."""
-    array = load_array(path, "r")
+    array = load_array(path, mapped=True)
     if array.ndim != 3:
         raise InputError(f"{path}: a tile of shape {array.shape}; write (bands, height, width)")
     return array
@@ -135,12 +126,13 @@ def read_bands(path: str | Path, bands=None) -> tuple[np.ndarray, np.ndarray, di
         array = open_array(path)
         profile = array_profile(path, array)
         numbers = band_numbers(path, bands or profile["names"], profile["names"])
+        within(path, "tile", len(numbers) * array[0].size)
         tile, nodata = np.array(array[[k - 1 for k in numbers]]), []
     else:
         with open_raster(path) as file:
             profile = raster_profile(path, file)
             numbers = band_numbers(path, bands or profile["names"], profile["names"])
-            tile, nodata = file.read(numbers), [file.nodatavals[k - 1] for k in numbers]
+            tile, nodata = read_whole(file, numbers), [file.nodatavals[k - 1] for k in numbers]
             flags = file.mask_flag_enums[numbers[0] - 1]
             if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
                 masked = file.read_masks(numbers[0]) == 0

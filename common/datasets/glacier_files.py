@@ -1,15 +1,17 @@
 """GlacierHack tiles: five band folders of GeoTIFFs and their labels, or prepared npy tiles, to rows and arrays."""
 
 import re
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
+from common.datasets.arrays import FAULTS, read_npy, short
+from common.datasets.limits import within
+from common.datasets.rasters import open_checked, read_whole
 from common.errors import InputError
 from common.text_files import check_names, paths_inside, read_csv
 
@@ -124,7 +126,11 @@ def read_tile(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        tile = load_array(path).astype(np.float32)
+        raw = load_array(path)
+        if raw.ndim != 3:
+            raise InputError(f"{path}: a tile of shape {raw.shape}; prepare the folder again: (bands, height, width)")
+        within(path, "tile", raw.size)
+        tile = raw.astype(np.float32)
         check_finite(tile, path)
         return tile
     key, bands = tile_id(path), []
@@ -140,19 +146,21 @@ def read_tile(path: str | Path) -> np.ndarray:
     return np.stack(bands)
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Array of an npy file, or (H,W) of a GeoTIFF with one band. InputError for anything else."""
+def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """Array of an npy file (mapped: not yet read), or (H,W) of a GeoTIFF with one band. InputError: anything else, or
+    an array of fewer than two axes."""
     try:
         if path.suffix == ".npy":
-            return np.load(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                if file.count != 1:
-                    raise InputError(f"{path}: {file.count} bands in one file; a file of a band folder holds one")
-                return file.read(1)
-    except (RasterioError, OSError, ValueError, EOFError) as error:
-        said = "not found" if not path.is_file() else f"cannot be read ({str(error).strip() or type(error).__name__})"
+            array = read_npy(path, mapped=mapped)
+            if array.ndim < 2:
+                raise ValueError(f"it is of the shape {array.shape}")
+            return array
+        with open_checked(path) as file:
+            if file.count != 1:
+                raise InputError(f"{path}: {file.count} bands in one file; a file of a band folder holds one")
+            return read_whole(file, 1)
+    except (RasterioError, *FAULTS) as error:
+        said = "not found" if not path.is_file() else f"cannot be read ({short(error)})"
         raise InputError(f"{path}: {said}; download it again") from error
 
 
@@ -242,12 +250,10 @@ def profile_of(path: str | Path) -> dict:
     """{"width", "height", "crs", "transform"} of a tile, for rasterio; crs None where the file has no georeference."""
     path = Path(path)
     if path.suffix == ".npy":
-        height, width = load_array(path).shape[-2:]
+        height, width = load_array(path, mapped=True).shape[-2:]
         return {"width": width, "height": height, "crs": None, "transform": rasterio.Affine.identity()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                return {name: file.profile[name] for name in ("width", "height", "crs", "transform")}
+        with open_checked(path) as file:
+            return {"width": file.width, "height": file.height, "crs": file.crs, "transform": file.transform}
     except (RasterioError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); download it again") from error

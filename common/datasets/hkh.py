@@ -128,7 +128,7 @@ def make_tile(path: Path, mask: Path, out: Path, name: str, min_glacier: float, 
     """
     tile_path, label_path = out / "tiles" / f"{name}.npy", out / "labels" / f"{name}.npy"
     if label_path.is_file() and tile_path.is_file():
-        return np.load(tile_path), np.load(label_path)
+        return load_array(tile_path), load_array(label_path)
     label = merge_masks(load_array(mask), mask)
     if (label > 0).mean() < min_glacier:
         return "too little glacier"

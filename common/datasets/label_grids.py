@@ -4,7 +4,6 @@ A label is text, so that it fits into a table: a file, then what is to be done w
 `labels/a.tif::grid=PLANET-RGB/a.tif` or `slumps.gpkg::grid=PLANET-RGB/a.tif` (`make_label`, `split_label`).
 """
 
-import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +14,13 @@ import pyogrio
 import pyproj
 import rasterio
 import shapely
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
+from common.datasets.limits import within
+from common.datasets.rasters import open_checked, read_whole
 from common.errors import InputError
 from common.metrics.objects import match_objects, object_scores
 
@@ -53,10 +54,8 @@ def label_files(label: str) -> list[Path]:
 def open_raster(path: str | Path):
     """An open rasterio file, without a warning about a missing georeference. InputError: missing or unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                yield file
+        with open_checked(path) as file:
+            yield file
     except (RasterioError, OSError) as error:
         said = "not found" if not Path(path).is_file() else f"cannot be read ({str(error).strip()})"
         raise InputError(f"{path}: {said}; download it again or correct its name") from error
@@ -130,6 +129,8 @@ def read_label(label: str, label_map: dict | None = None) -> np.ndarray:
     """
     path, parts = split_label(label)
     grid = profile_of(parts["grid"]) if "grid" in parts else None
+    if grid is not None:
+        within(parts["grid"], "label", grid["height"] * grid["width"])
     if path.suffix.lower() in VECTORS:
         return rasterise(path, grid)
     known = {IGNORED: IGNORED} | {int(value): int(k) for value, k in (label_map or LABEL_MAP).items()}
@@ -145,7 +146,7 @@ def load_classes(path: Path, band: int, known: dict[int, int]) -> np.ndarray:
     with open_raster(path) as file:
         if band > file.count:
             raise InputError(f"{path}: has {file.count} bands, no band {band}; choose another with --labels")
-        raw, nodata = file.read(band), file.nodata
+        raw, nodata = read_whole(file, band), file.nodata
     classes, strange = np.full(raw.shape, IGNORED, np.uint8), np.ones(raw.shape, bool)
     if nodata is not None and nodata not in known:
         strange &= ~(np.isnan(raw) if np.isnan(nodata) else raw == nodata)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.datasets.arrays import load_array
 from common.datasets.band_names import NUMBERED
 from common.datasets.band_tiles import (
     available_bands,
     band_list,
     band_numbers,
     fill,
-    load_array,
     profile_of,
     read_bands,
     stamp,
@@ -21,6 +21,7 @@ from common.datasets.band_tiles import (
 from common.datasets.cutting import PLAIN, classes_of_cut
 from common.datasets.label_grids import open_raster
 from common.datasets.pixel_places import TABLE, add_places
+from common.datasets.rasters import read_whole
 from common.datasets.tile_folders import LABELS, SUFFIXES, find_parts, list_files, pair_labels, unique_ids
 from common.errors import InputError
 
@@ -83,7 +84,6 @@ def list_tiles(folder: str | Path) -> pd.DataFrame:
 
 def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> pd.DataFrame:
     """rows with the share of each class of a label map. InputError: a value that is not in it, nothing labelled."""
-    outputs = outputs_of(known)
     counts = np.array([class_counts(path, label, bands, known)
                        for path, label in zip(rows["path"], rows["label"], strict=True)])  # fmt: skip
     if not counts.any():
@@ -93,7 +93,7 @@ def add_shares(rows: pd.DataFrame, bands: list[str], known: dict[int, int]) -> p
             f"{' …' if len(bands) > 4 else ''}; leave out bands without data, or correct the files"
         )
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return rows.assign(**dict(zip(outputs, shares.T, strict=True)))
+    return rows.assign(**dict(zip(outputs_of(known), shares.T, strict=True)))
 
 
 def class_counts(path: str, label: str, bands, known: dict[int, int]) -> np.ndarray:
@@ -191,7 +191,7 @@ def load_label(path: str | Path) -> tuple[np.ndarray, float | None]:
     with open_raster(path) as file:
         if file.count != 1:
             raise InputError(f"{path}: a label of {file.count} bands; write one value a pixel in one band")
-        return file.read(1), file.nodata
+        return read_whole(file, 1), file.nodata
 
 
 def read_label(path: str | Path, label_map: dict) -> np.ndarray:

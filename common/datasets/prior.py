@@ -12,6 +12,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
+from common.datasets.rasters import open_checked
 from common.datasets.scenes import cache_limit
 from common.errors import InputError
 
@@ -95,8 +96,8 @@ def open_prior(path: str | Path, *, height: int, width: int, crs: CRS | None, tr
     area, values outside 0 … 1.
     """
     try:
-        file = rasterio.open(path)
-    except RasterioError as error:
+        file = open_checked(path)
+    except (RasterioError, OSError) as error:
         raise InputError(f"{path}: not a readable raster ({error}); give a GeoTIFF of the prior") from error
     grid = {"height": height, "width": width, "crs": crs, "transform": transform}
     try:

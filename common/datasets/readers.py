@@ -1,31 +1,39 @@
 """Photos from disk: decoded whole or refused, cut into halves, the orange date stamp painted over."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from common.datasets.limits import check_file, within
 from common.errors import InputError
 
 PHOTO_SIZE = (1000, 2000)
 JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
-PNG_START = b"\x89PNG"
+JPEG_SCAN = b"\xff\xda"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND"
+FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that carry the size of a JPEG
+ALONE = {0x01, *range(0xD0, 0xD8)}  # markers that no segment follows; libjpeg steps over them as well
 
 
 def read_photo(path: str | Path, size: tuple[int, int] | None = PHOTO_SIZE) -> np.ndarray:
     """Photo as uint8 RGB (H, W, 3). `size` (H, W) is required of it; None takes any.
 
-    InputError, with the file and the remedy, where the file is missing, empty, cut short, no picture, or of another
-    size.
+    InputError, with the file and the remedy, where the file is missing, empty, cut short, no JPEG or PNG, of another
+    size, or beyond LIMITS.
     """
     data = read_bytes(path)
     if data[:2] == JPEG_START and not is_whole_jpeg(data):
         raise InputError(f"{path}: truncated JPEG ({len(data)} bytes, no end marker); copy or download it again")
-    if data[:4] == PNG_START and PNG_END not in data[-64:]:
+    if data.startswith(PNG_START) and PNG_END not in data[-64:]:
         raise InputError(f"{path}: truncated PNG ({len(data)} bytes, no end chunk); copy or download it again")
-    image = decode(data)
+    height, width = declared_size(data)
+    within(path, "photo", height * width)
+    within(path, "scans", data.count(JPEG_SCAN, scan_start(data)) if data[:2] == JPEG_START else 0)
+    image = decode(data) if height * width else None
     if image is None:
         raise InputError(f"{path}: cannot be decoded as a picture ({len(data)} bytes); copy or download it again")
     if size is not None and image.shape[:2] != tuple(size):
@@ -36,11 +44,14 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = PHOTO_SIZE) -> n
 
 def read_bytes(path: str | Path) -> bytes:
     try:
+        within(path, "photo bytes", check_file(path))
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: photo is missing; check --data and the path column of the table") from error
     except OSError as error:
-        raise InputError(f"{path}: photo cannot be read ({error.strerror}); check the file and its rights") from error
+        raise InputError(
+            f"{path}: photo cannot be read ({error.strerror or error}); check the file and its rights"
+        ) from error
     if not data:
         raise InputError(f"{path}: photo is empty (0 bytes); copy or download it again")
     return data
@@ -65,17 +76,39 @@ def is_whole_jpeg(data: bytes) -> bool:
     return start is not None and data.rfind(JPEG_END, start) >= 0
 
 
+def declared_size(data: bytes) -> tuple[int, int]:
+    """(H, W) that the header of a PNG or of a whole JPEG declares, known before a decoder takes memory; (0, 0) of
+    anything else."""
+    if data.startswith(PNG_START):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data[:2] == JPEG_START:
+        for at, marker in segments(data):
+            if marker in FRAMES:
+                return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+    return 0, 0
+
+
 def scan_start(data: bytes) -> int | None:
     """Offset of the first start-of-scan marker of a JPEG; None where the header ends early."""
+    return next((at for at, marker in segments(data) if marker == 0xDA), None)
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(offset, marker) of the segments of a JPEG's header, up to the first start of scan or what is no marker."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # fill byte
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
             at += 1
-        elif data[at + 1] == 0xDA:
-            return at
+        elif marker in ALONE:
+            at += 2
+        elif marker == 0:
+            return
         else:
+            yield at, marker
+            if marker == 0xDA:
+                return
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 def split_halves(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

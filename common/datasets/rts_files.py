@@ -29,6 +29,7 @@ from common.datasets.label_grids import (
     read_label,
 )
 from common.datasets.places import place_of, region_names
+from common.datasets.rasters import read_whole
 from common.datasets.scenes import HUGE, clean
 from common.datasets.tile_folders import list_files
 from common.errors import InputError
@@ -193,7 +194,7 @@ def read_tile(path: str | Path, bands=RGB) -> np.ndarray:
         flags = {flag.name for flag in file.mask_flag_enums[0]}
         masked = file.read_masks(1) == 0 if "per_dataset" in flags and "alpha" not in flags else None
         nodata = [file.nodatavals[k - 1] for k in numbers]
-        image = clean(file.read(numbers), nodata, masked, range(len(colours)))
+        image = clean(read_whole(file, numbers), nodata, masked, range(len(colours)))
     empty = ~image[: len(colours)].any(0)
     tile = np.stack(
         [image[numbers.index(k)] if source == path else read_extra(source, k, path) for source, k in wanted]
@@ -208,7 +209,7 @@ def read_extra(extra: Path, number: int, image: Path) -> np.ndarray:
     if difference:
         raise InputError(f"{extra}: its grid is not that of {image}: {difference}; bring both onto one grid")
     with open_raster(extra) as file:
-        values, nodata = file.read(number).astype(np.float32), file.nodata
+        values, nodata = read_whole(file, number).astype(np.float32), file.nodata
     missing = ~np.isfinite(values) | (np.abs(values) > HUGE)
     if nodata is not None:
         missing |= values == np.float32(nodata)

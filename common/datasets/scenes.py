@@ -1,7 +1,6 @@
 """Rasters to be mapped, read by window: bands by name, no data as 0 in all bands, damage confined to its blocks."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import cv2
 import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from common.datasets.band_names import RGB, band_number, colour_numbers, names_in
+from common.datasets.rasters import open_checked
 from common.errors import InputError
 
 HUGE = 1e30  # such numbers stand for missing values where a file has no nodata tag (-3.4028e38)
@@ -206,9 +206,8 @@ class Scene:
 
 def open_raster(path: Path) -> rasterio.DatasetReader:
     try:
-        with warnings.catch_warnings(), cache_limit():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
+        with cache_limit():
+            return open_checked(path)
     except (RasterioError, OSError) as error:
         said = f"cannot be read ({str(error).strip()})" if path.exists() else "not found"
         raise InputError(f"{path}: {said}; give GeoTIFFs with --scene") from error

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from common.datasets.arrays import FAULTS, read_npy, short
 from common.datasets.cache import cached_folder, remembered_hash
 from common.datasets.crops import IGNORED
 from common.datasets.inputs import make_channels, standardise, valid_pixels
@@ -48,9 +49,12 @@ def texture_maps(tile: np.ndarray, spec: dict) -> np.ndarray | None:
 def open_slice(path: str) -> np.ndarray:
     """An npy tile (C,H,W), read where it is looked at. InputError naming a file that holds none."""
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable npy tile ({error}); prepare the folder again") from error
+        tile = read_npy(path, mapped=True)
+    except FAULTS as error:
+        raise InputError(f"{path}: not a readable npy tile ({short(error)}); prepare the folder again") from error
+    if tile.ndim != 3:
+        raise InputError(f"{path}: a tile of shape {tile.shape}, not (bands, height, width); prepare the folder again")
+    return tile
 
 
 class TileStore:

@@ -4,21 +4,24 @@ A mask carries the name and the georeference of the file that its row names (a f
 """
 
 import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tifffile
+from rasterio.errors import RasterioError
 
+from common.datasets.arrays import FAULTS, array_names, read_npy, read_npz, short
+from common.datasets.limits import check_file
+from common.datasets.rasters import open_checked, read_whole
 from common.errors import InputError
 from common.files import atomic_write
 from common.outputs.predictions import listed
 
 TIFF = {".tif", ".tiff"}
-FAULTS = (OSError, ValueError, struct.error, zlib.error)  # of a file that is cut off or of another kind
+# of a TIFF that is damaged: what tifffile's parser of tags ends with
+TIFF_FAULTS = (*FAULTS, struct.error, IndexError, AttributeError, ArithmeticError, AssertionError)
 MOST_LOGIT = 60.0  # e^-60 is a probability that float32 still tells from 0
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # pixel scale, tie points, matrix, keys, doubles, text
 
@@ -43,12 +46,16 @@ def read_frame(path: str | Path) -> tuple[tuple[int, int], list[tuple]]:
     path = Path(path)
     try:
         if path.suffix.lower() not in TIFF:
-            return np.load(path, mmap_mode="r").shape[-2:], []
+            height, width = read_npy(path, mapped=True).shape[-2:]
+            return (height, width), []
+        check_file(path)
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             return (page.imagelength, page.imagewidth), geo_tags(page)
-    except FAULTS as error:
-        raise InputError(f"{path}: not a readable tile ({error}); restore the file that the row names") from error
+    except TIFF_FAULTS as error:
+        raise InputError(
+            f"{path}: not a readable tile ({short(error)}); restore the file that its row names"
+        ) from error
 
 
 def write_mask(path: Path, mask: np.ndarray, tags: list[tuple]) -> None:
@@ -86,9 +93,12 @@ def check_mask(path: Path, source: str | Path, values: Sequence[int]) -> None:
     """InputError naming the file where it is not the mask of the tile at `source`; see `validate_masks`."""
     size, tags = read_frame(source)
     try:
-        mask = tifffile.imread(path)
-    except FAULTS as error:
-        raise InputError(f"{path}: not a readable TIFF ({error}); write the masks again") from error
+        with open_checked(path) as file:  # GDAL unpacks block by block, tifffile whatever a block makes of itself
+            if file.count > 1 or file.subdatasets:
+                raise InputError(f"{path}: {file.count} bands, or several pages; a mask is one band: write it again")
+            mask = read_whole(file, 1)
+    except (RasterioError, OSError) as error:
+        raise InputError(f"{path}: not a readable TIFF ({short(error)}); write the masks again") from error
     if mask.dtype != np.uint8 or mask.shape != size:
         raise InputError(f"{path}: is {mask.dtype} {mask.shape}, a mask of this tile is uint8 {size}")
     stray = sorted(set(np.unique(mask).tolist()) - set(values))
@@ -161,14 +171,14 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: no such file; predict this tile again (training with --no-oof keeps counts only)")
     try:
-        with np.load(path) as file:
-            if "logit" in file:
-                logit = file["logit"].astype(np.float32)
-                prob = np.stack([1 / (1 + np.exp(sign * logit)) for sign in (1, -1)])
-            else:
-                prob = file["prob"].astype(np.float32)
-    except (*FAULTS, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: holds no array prob ({error}); predict this tile again") from error
+        found = read_npz(path, ("logit", "prob"))
+        if "logit" in found:
+            logit = found["logit"].astype(np.float32)
+            prob = np.stack([1 / (1 + np.exp(sign * logit)) for sign in (1, -1)])
+        else:
+            prob = found["prob"].astype(np.float32)
+    except FAULTS as error:
+        raise InputError(f"{path}: holds no array prob ({short(error)}); predict this tile again") from error
     if prob.ndim != 3 or (classes is not None and len(prob) != classes):
         raise InputError(f"{path}: prob is {prob.shape}, wanted ({classes or 'K'},H,W); is it of another task?")
     return prob
@@ -177,16 +187,14 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
 def holds_logit(path: str | Path) -> bool:
     """Whether a file of `write_probs` was written as_logit; InputError where it cannot be read."""
     try:
-        with np.load(Path(path)) as file:
-            return "logit" in file
-    except (*FAULTS, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable map ({error}); predict this tile again") from error
+        return "logit" in array_names(path)
+    except FAULTS as error:
+        raise InputError(f"{path}: not a readable map ({short(error)}); predict this tile again") from error
 
 
 def read_beside(path: str | Path, name: str) -> np.ndarray:
     """(H,W) "valid", "target" or "logit" of a file of `write_probs`; InputError where there is none."""
     try:
-        with np.load(Path(path)) as file:
-            return file[name]
-    except (*FAULTS, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: holds no array {name} ({error}); predict this set again") from error
+        return read_npz(path, (name,))[name]
+    except FAULTS as error:
+        raise InputError(f"{path}: holds no array {name} ({short(error)}); predict this set again") from error

@@ -8,11 +8,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.errors import RasterioError
 
 from common.datasets.inputs import model_input
+from common.datasets.rasters import open_checked
 from common.datasets.scenes import Scene, open_scene
 from common.datasets.tiles import texture_maps
 from common.engine.side_store import shared_jobs
@@ -157,9 +157,9 @@ def hash_models(models: list) -> str:
 def files_of(path: Path) -> list:
     """[name, size, time of change] of a raster and of what it is made of (a .vrt's parts, a mask beside it)."""
     try:
-        with rasterio.open(path) as file:
+        with open_checked(path) as file:
             parts = {Path(name) for name in file.files if Path(name).suffix.lower() not in BESIDE}
-    except RasterioError:
+    except (RasterioError, OSError, InputError):
         parts = set()  # its reader will say why
     facts = [(part.name, part.stat()) for part in sorted({path, *parts}) if part.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
@@ -209,9 +209,9 @@ def map_scene(path: Path, target: Path, models: list, kind: MapKind, views, sett
 
 def tags_of(path: Path) -> dict:
     try:
-        with rasterio.open(path) as file:
+        with open_checked(path) as file:
             return file.tags()
-    except RasterioError as error:
+    except (RasterioError, OSError) as error:
         raise InputError(f"{path}: is in the way and cannot be read ({error}); remove it") from error
 
 

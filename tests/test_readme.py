@@ -12,8 +12,8 @@ from common.errors import InputError
 from common.session import pick_task
 from common.tasks import TASKS
 from kernels import build, specs
+from recipes import tune
 
-tune = pytest.importorskip("tune")  # test_recipes has put recipes/ on the path
 COMMAND = re.compile(r"(?:python |bash )?((?:recipes/|kernels/)?[a-z_]+\.(?:py|sh)) (.*)")
 
 

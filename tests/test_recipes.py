@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny_rts
-import yaml
 
 import ensemble
 import infer
 import make_folds
 import train
-from common.engine import runs
 from common.errors import InputError
 from common.session import pick_task
 from common.settings import check_expected, parse_settings, plain_settings, read_config
@@ -24,8 +21,6 @@ from common.tasks import TASKS
 
 ROOT = Path(train.__file__).parent
 RECIPES = ROOT / "recipes"
-sys.path.insert(0, str(RECIPES))
-import tune  # noqa: E402
 
 SETTINGS = sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("rts-matrix/*.yaml")])
 CELLS = [path for path in SETTINGS if path.parent.name == "rts-matrix" and path.stem != "baseline"]
@@ -298,189 +293,3 @@ def test_the_map_looks_at_the_test_rows_after_the_calibration_and_once(tmp_path)
     (again / "runs" / "rts" / "final-test.json").touch()
     commands = commands_of(RECIPES / "rts-map.sh", again, "data", "scenes")
     assert not any("--final-test" in command for command in commands) and "--scene" in commands[-1]
-
-
-# the search
-
-
-@pytest.mark.parametrize("path", sorted((RECIPES / "search").glob("*.yaml")), ids=lambda path: path.stem)
-def test_choices_are_understood(path):
-    assert tune.read_choices(path, train.parser_of(TASKS[path.stem]))
-
-
-def test_all_that_is_asked_for_is_searched():
-    focal, tversky = tune.read_choices(RECIPES / "search" / "rts.yaml", train.parser_of(TASKS["rts"]))
-    assert (focal["focal_gamma"], focal["focal_alpha"]) == ([1, 2, 3, 5], [[0.1], [0.25], [0.5], [0.75]])
-    assert sorted(map(tuple, tversky["tversky"])) == list(itertools.product((0.3, 0.5, 0.7), repeat=2))
-    assert "focal_gamma" not in tversky and "tversky" not in focal
-    assert focal["lr"] == tversky["lr"] and len(focal["lr"]) > 1 and len(focal["ratio"]) > 1
-
-
-TABLES = [
-    {"lr": [1, 2, 3], "loss": [["a"]]},
-    {"lr": [1, 2, 3], "loss": [["b"]], "gamma": [1, 2]},
-    {"lr": [1, 2, 3], "loss": [["c"]]},
-]
-
-
-def test_draws_are_different_and_cover_all():
-    every = tune.draw_trials(TABLES, 0, 100)
-    expected = [{"lr": lr, "loss": [name]} for lr in (1, 2, 3) for name in "ac"]
-    expected += [{"lr": lr, "loss": ["b"], "gamma": gamma} for lr in (1, 2, 3) for gamma in (1, 2)]
-    assert sorted(map(str, every)) == sorted(map(str, expected))
-    assert tune.draw_trials(TABLES, 0, 4) == every[:4]
-    assert tune.draw_trials(TABLES, 1, 12) != every
-    first = [tune.draw_trials(TABLES, seed, 1)[0]["loss"] for seed in range(600)]
-    assert first.count(["b"]) == pytest.approx(300, abs=60)  # of twelve combinations six
-
-
-class Trainer:
-    """Stands for train.py: a score that is a function of the settings; `codes` are exit codes by run, 2 that of a
-    collapse, "full" that of a full disk, which is the same."""
-
-    def __init__(self, codes=()):
-        self.calls, self.codes = [], dict(codes)
-
-    def __call__(self, words: list[str]) -> int:
-        settings, name = read_config(words[words.index("--config") + 1]), words[words.index("--run") + 1]
-        self.calls.append((name, settings, words))
-        code = self.codes.get(name, 0)
-        score = settings["lr"] * 100 + settings.get("epochs", 1) / 1000
-        if settings.get("loss") == ["dice"]:  # learns late
-            score += -0.5 if settings.get("epochs", 9) < 4 else 0.5
-        for fold, shift in (("fold0", -0.1), ("fold1", 0.1)):
-            folder = Path("runs") / name / fold
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "last.pt").touch()
-            log = [{"epoch": 1, "score": 0.1}, {"epoch": 2, "score": 0.9}, {"epoch": 3, "score": 0.2}]
-            if code == 2:
-                log = [{"epoch": 1, "score": 0.0, "predicts_nothing": True, "train_predicted": 0}]
-            (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-            if code == 0:
-                (folder / "finished.json").write_text(json.dumps({"score": score + shift}))
-        return 2 if code == "full" else code
-
-
-CHOICES = {"lr": [0.001, 0.002, 0.003], "one_of": [{"loss": [["focal"]]}, {"loss": [["dice"]]}]}
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "choices.yaml").write_text(yaml.safe_dump(CHOICES))
-    return tmp_path
-
-
-def search(monkeypatch, *words, codes=()) -> Trainer:
-    trainer = Trainer(codes)
-    monkeypatch.setattr(tune, "launch", trainer)
-    tune.main(["--task", "rts", "--choices", "choices.yaml", "--name", "s", *map(str, words)])
-    return trainer
-
-
-def test_the_best_of_the_short_runs_are_run_longer(home, monkeypatch, capsys):
-    trainer = search(monkeypatch, "--epochs", 2, 5, "--keep", 2, "--trials", 9, "--", "--data", "d", "--crop", "64")
-    short = [settings for _, settings, _ in trainer.calls if settings["epochs"] == 2]
-    longer = [settings for _, settings, _ in trainer.calls if settings["epochs"] == 5]
-    assert len(short) == 6 and len(longer) == 3 and len(trainer.calls) == 9
-    assert {settings["loss"][0] for settings in longer} == {"focal"}
-    assert all(words[:4] == ["--data", "d", "--crop", "64"] for _, _, words in trainer.calls)
-    table = pd.read_csv("runs/s/results.csv")
-    assert table["score"].is_monotonic_decreasing and table["score"].iloc[0] == pytest.approx(0.305)
-    assert set(table["best_epoch"]) == {2}
-    best = read_config("runs/s/best.yaml")
-    assert best == {"task": "rts", "crop": 64, "lr": 0.003, "loss": ["focal"]}
-    assert settle("--config", "runs/s/best.yaml", "--data", "d")["lr"] == 0.003
-    assert "python train.py --config runs/s/best.yaml --data d --run NAME" in capsys.readouterr().out
-
-
-def test_the_last_round_decides(home, monkeypatch):
-    """dice is worse in short runs and better in long ones: it wins where it is let through."""
-    search(monkeypatch, "--epochs", 2, 5, "--keep", 1, "--trials", 9)
-    assert read_config("runs/s/best.yaml")["loss"] == ["dice"]
-
-
-def test_a_stopped_search_goes_on_and_takes_more_trials(home, monkeypatch, capsys):
-    with pytest.raises(InputError, match="s-002: train.py ended with code 1"):
-        search(monkeypatch, "--trials", 4, codes={"s-002": 1})
-    trainer = search(monkeypatch, "--trials", 4)
-    assert [name for name, _, _ in trainer.calls] == ["s-002", "s-003"]
-    assert trainer.calls[0][2][-1] == "--resume" and "--resume" not in trainer.calls[1][2]
-    assert not search(monkeypatch, "--trials", 4).calls
-    assert [name for name, _, _ in search(monkeypatch, "--trials", 6).calls] == ["s-004", "s-005"]
-    assert len(pd.read_csv("runs/s/results.csv")) == 6
-    assert "(6 of 6)" in capsys.readouterr().out
-
-
-def test_only_a_collapse_counts_as_a_result(home, monkeypatch):
-    with pytest.raises(InputError, match="s-001: train.py ended with code 2"):
-        search(monkeypatch, "--trials", 2, codes={"s-001": "full"})
-    assert [name for name, _, _ in search(monkeypatch, "--trials", 2).calls] == ["s-001"]
-
-
-def test_other_settings_are_no_continuation(home, monkeypatch):
-    search(monkeypatch, "--trials", 1, "--", "--crop", "64")
-    with pytest.raises(InputError, match="s-000 had other settings; give the search another --name"):
-        search(monkeypatch, "--trials", 1, "--", "--crop", "32")
-    assert not search(monkeypatch, "--trials", 1, "--", "--crop", "64", "--workers", "7").calls
-
-
-def test_a_collapsed_trial_is_last_and_not_run_again(home, monkeypatch):
-    codes = {"s-000": 2}
-    search(monkeypatch, "--trials", 2, codes=codes)
-    table = pd.read_csv("runs/s/results.csv")
-    assert table["run"].tolist() == ["s-001", "s-000"] and table["state"].tolist() == ["finished", "collapsed"]
-    assert not search(monkeypatch, "--trials", 2).calls
-    with pytest.raises(InputError, match="every trial collapsed"):
-        search(monkeypatch, "--name", "t", "--trials", 1, codes={"t-000": 2})
-
-
-def test_what_is_given_is_not_searched(home, monkeypatch, capsys):
-    trainer = search(monkeypatch, "--trials", 9, "--", "--loss", "dice")
-    assert sorted(settings["lr"] for _, settings, _ in trainer.calls) == CHOICES["lr"]
-    assert not any("loss" in settings for _, settings, _ in trainer.calls)
-    assert read_config("runs/s/best.yaml") == {"task": "rts", "loss": ["dice"], "lr": 0.003}
-    assert "not searched, since given: loss" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("choices", "words", "said"),
-    [
-        ({"lrr": [1]}, [], "lrr is no option to choose; did you mean --lr"),
-        ({"lr": 3}, [], "lr: give a list of choices, not 3"),
-        ({"lr": ["x"]}, [], "'x' is not a valid value"),
-        ({"tversky": [[0.3]]}, [], "tversky takes 2 values"),
-        ({"one_of": {"lr": [1]}}, [], "one_of must be a list of tables"),
-        ({"run": ["a"]}, [], "run is no option to choose"),
-        (CHOICES, ["--", "--run", "x"], "--run after --"),
-        (CHOICES, ["--", "--config", "x.yaml"], "--config after --"),
-        (CHOICES, ["--", "--lrr", "1"], "unknown option --lrr; did you mean --lr"),
-        (CHOICES, ["--epochs", "1", "--", "--epochs", "2"], "--epochs: is given twice"),
-        (CHOICES, ["--choices", "none.yaml"], "--choices none.yaml: no such file"),
-    ],
-)
-def test_wrong_input_is_told_before_anything_is_trained(home, monkeypatch, choices, words, said):
-    (home / "choices.yaml").write_text(yaml.safe_dump(choices))
-    trainer = Trainer()
-    monkeypatch.setattr(tune, "launch", trainer)
-    with pytest.raises(InputError, match=said):
-        tune.main(["--task", "rts", "--choices", "choices.yaml", *words])
-    assert not trainer.calls
-
-
-def test_a_trial_is_an_ordinary_run(tmp_path, monkeypatch):
-    """Once with train.py itself, in a process of its own."""
-    tiny_rts.make_rts(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    words = ["--task", "rts", "--trials", "1", "--epochs", "1", "--", "--data", "data", *tiny_rts.SMALL[2:]]
-    tune.main(words)
-    (line,) = pd.read_csv("runs/tune-rts-0/results.csv").to_dict("records")
-    run = Path("runs") / line["run"]
-    finished = json.loads((run / "fold0" / "finished.json").read_text())
-    assert (line["state"], line["best_epoch"], line["score"]) == ("finished", 1, finished["score"])
-    settings, best = read_config(run / "fold0" / "args.yaml"), read_config("runs/tune-rts-0/best.yaml")
-    assert settings["epochs"] == 1 and "epochs" not in best
-    found = settle("--config", "runs/tune-rts-0/best.yaml", "--data", "data", "--epochs", "1")
-    assert not {key for key in settings.keys() - runs.FREE if settings[key] != found[key]}
-    monkeypatch.setattr(tune, "launch", lambda words: pytest.fail("trained again"))
-    tune.main(words)

@@ -12,14 +12,16 @@ import tiny_scenes
 import tiny_tiles
 from forks import call_forked
 
+EPOCHS = 3
+SHORT = ("--epochs", str(EPOCHS))
 CPU = ("--device-type", "cpu", "--workers", "0")
 # what has a state, in three short epochs of both folds
 LEARNING = {
-    "biomass": (*tiny_data.SMALL, "--epochs", "3", "--two-stage", "--freeze-epochs", "1", "--accumulate", "2", "--lr",
+    "biomass": (*tiny_data.SMALL, *SHORT, "--two-stage", "--freeze-epochs", "1", "--accumulate", "2", "--lr",
                 "1e-3", "--backbone-lr", "1e-4", "--mixup-prob", ".5", "--dropout", ".2", "--ema-decay", ".9"),
-    "glacier": (*tiny_tiles.SMALL, "--epochs", "3", "--dropout", ".2", "--schedule", "plateau"),
-    "rts": (*tiny_rts.SMALL, "--epochs", "3", "--lr", "5e-3", "--ratio", "1", "3", "--ratio-epochs", "2"),
-    "landslide": (*tiny_landslide.SMALL, "--epochs", "3", "--lr", "1e-2", "--oversample-target", ".2"),
+    "glacier": (*tiny_tiles.SMALL, *SHORT, "--dropout", ".2", "--schedule", "plateau"),
+    "rts": (*tiny_rts.SMALL, *SHORT, "--lr", "5e-3", "--ratio", "1", "3", "--ratio-epochs", "2"),
+    "landslide": (*tiny_landslide.SMALL, *SHORT, "--lr", "1e-2", "--oversample-target", ".2"),
 }  # fmt: skip
 SCHEME = {"biomass": ("--folds", "2", "--adversarial", "--duplicates"), "glacier": ("--folds", "2"), "rts": (),
           "landslide": ("--folds", "2")}  # fmt: skip
@@ -64,13 +66,14 @@ def after_kill(script: str, home: Path, words: tuple) -> tuple:
 
 @dataclass(frozen=True)
 class Job:
-    """A call to be killed. needs: what its home holds beside the data ("folds", "runs", "preds")."""
+    """A call to be killed. needs: what its home holds beside the data: "" (nothing), "folds", "runs" or "preds"."""
 
     name: str
     task: str
     script: str
     words: tuple
     needs: str = ""
+    refused: str = ""  # what a call says that was killed when all was written, and that does nothing a second time
 
 
 def jobs_of(task: str) -> list[Job]:
@@ -97,7 +100,8 @@ MORE: dict[str, list[Job]] = {
     "glacier": [],
     "rts": [Job("two scenes", "rts", "infer", ("--runs", "one", *SCENES), "runs"),
             Job("calibration", "rts", "ensemble", ("--runs", "one", "--calibrate"), "runs"),
-            Job("final test", "rts", "ensemble", ("--runs", "one", "--final-test", "preds/one"), "preds")],
+            Job("final test", "rts", "ensemble", ("--runs", "one", "--final-test", "preds/one"), "preds",
+                "scored before (run one")],
     "landslide": [
         Job("tiles of a raster", "landslide", "make_folds", ("--task", "landslide", "--data", "cut", "--raster",
             "rasters/image.tif", "--dem", "rasters/dem.tif", "--land-cover", "rasters/cover.tif", "--labels",

@@ -18,10 +18,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [path for path in (str(HERE), str(HERE.parent), str(HERE.parents[1])) if path not in sys.path]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import forks
-import kill_jobs
-import whole_files
-from kill_jobs import Homes, Job
+import forks  # noqa: E402
+import kill_jobs  # noqa: E402
+import whole_files  # noqa: E402
+from kill_jobs import Homes, Job  # noqa: E402
 
 MOST = 8  # kills before a call is left alone: a chain has to end
 
@@ -33,6 +33,7 @@ class Tally:
     job: Job
     kills: int = 0
     inside: int = 0  # of them while a file was being written
+    survived: int = 0  # of them after which every file was whole and what was finished still there as it was
     chains: int = 0  # calls that were killed again and again until they ended
     equal: int = 0  # of them with the bytes of a call that nobody stopped
     files: int = 0  # opened by their readers after kills
@@ -64,8 +65,7 @@ def unfinished_epochs(home: Path) -> int | None:
 class Killer:
     """Kills the calls of jobs in homes of their own and keeps the tallies.
 
-    say: gets a line for every call. InputError never; what goes wrong is a fault in the tally, with the seed to see it
-    again.
+    say: gets a line for every call. What goes wrong is a fault in the tally, with the seed to see it again.
     """
 
     def __init__(self, folder: Path, *, seed: int = 0, say=lambda line: None):
@@ -95,36 +95,39 @@ class Killer:
         whole, reference = self.reference(job)
         tally, name = self.tally(job), f"{job.task}-{job.script}-{job.name}-{number}".replace(" ", "-")
         draw, home = random.Random(f"{self.seed} {name}"), self.homes.fresh(job, name)
-        before, kills, faults = {}, 0, []
-        while True:
+        done, kills, faults, ended = {}, 0, [], None
+        while ended is None or ended.code is None:
             point = forks.draw_point(draw, reference) if kills < most else None
-            words = kill_jobs.after_kill(job.script, home, job.words)
-            saved = unfinished_epochs(home) if job.script == "train" else None
-            ended = self.call(job, home, words, point)
-            done = whole_files.finished(home)
-            faults += [f"made again: {path}" for path in whole_files.made_again(before, done)]
-            tally.kept += len(before)
-            began = first_epoch(ended.said)
-            if saved and began is not None and began != saved + 1 and saved < 3:
-                faults.append(f"{saved} epochs were saved and it went on with epoch {began}")
-            if ended.code is not None:
-                break
-            kills, before = kills + 1, done
-            tally.kills += 1
-            tally.inside += bool(whole_files.temporary_of(home, ended.pid))
-            broken = whole_files.broken_files(home, skip=("data", "scenes", "rasters"))
-            tally.files += len(whole_files.files_of(home))
-            faults += [f"broken after {point}: {line}" for line in broken]
-            self.say(f"{name} seed {self.seed}: killed at {point}{'; ' + '; '.join(broken) if broken else ''}")
-        if ended.code:
-            faults.append(f"ended with {ended.code}: {' '.join(ended.said[-400:].split())}")
+            ended, done, found = self.once(job, home, point, done, tally)
+            kills += ended.code is None
+            faults += found
+            how = f"killed at {point}" if ended.code is None else f"ended with {ended.code} after {kills} kills"
+            self.say("; ".join([f"{name} seed {self.seed}: {how}", *found]))
         unlike = whole_files.differences(home, whole)
-        faults += unlike
-        tally.chains, tally.equal = tally.chains + 1, tally.equal + (not unlike and not ended.code)
-        tally.faults += [f"{name} seed {self.seed}: {fault}" for fault in faults]
-        self.say(f"{name} seed {self.seed}: ended after {kills} kills{': ' + '; '.join(faults) if faults else ''}")
-        if not faults:
+        tally.chains, tally.equal = tally.chains + 1, tally.equal + (not unlike)
+        tally.faults += [f"{name} seed {self.seed}: {fault}" for fault in faults + unlike]
+        if not faults + unlike:
             shutil.rmtree(home.parent)
+
+    def once(self, job: Job, home: Path, point, before: dict, tally: Tally) -> tuple[forks.Ended, dict, list[str]]:
+        """(how one call of a chain ended, what is finished after it, faults); before: what was finished before it."""
+        words = kill_jobs.after_kill(job.script, home, job.words)
+        saved = unfinished_epochs(home) if job.script == "train" else None
+        ended = self.call(job, home, words, point)
+        done, began = whole_files.finished(home), first_epoch(ended.said)
+        tally.kept += len(before)
+        again = [f"made again: {path}" for path in whole_files.made_again(before, done)]
+        if saved and began is not None and began != saved + 1 and saved < kill_jobs.EPOCHS:
+            again.append(f"{saved} epochs were saved and it went on with epoch {began}")
+        if ended.code is not None:
+            failed = [f"ended with {ended.code}: {' '.join(ended.said[-400:].split())}"]
+            right = ended.code == 0 or job.refused and job.refused in ended.said
+            return ended, done, again if right else again + failed
+        broken = whole_files.broken_files(home, skip=("data", "scenes", "rasters"))
+        tally.kills, tally.inside = tally.kills + 1, tally.inside + bool(whole_files.temporary_of(home, ended.pid))
+        tally.files += len(whole_files.files_of(home))
+        tally.survived += not broken + again
+        return ended, done, again + [f"broken after {point}: {line}" for line in broken]
 
     def kill(self, job: Job, kills: int, most: int = MOST) -> Tally:
         """At least so many kills of a job."""
@@ -140,11 +143,11 @@ def table_of(tallies: list[Tally]) -> str:
     lines = ["| task | script | job | kills | inside a save | survived | calls with equal bytes | files read |",
              "|---|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
     for one in tallies:
-        hurt = sum("broken" in fault or "ended" in fault or "made again" in fault for fault in one.faults)
         lines.append(f"| {one.job.task} | {one.job.script} | {one.job.name} | {one.kills} | {one.inside} | "
-                     f"{one.kills - min(hurt, one.kills)} | {one.equal} of {one.chains} | {one.files} |")  # fmt: skip
-    sums = [sum(getattr(one, name) for one in tallies) for name in ("kills", "inside", "equal", "chains", "files")]
-    lines.append(f"| all | | | {sums[0]} | {sums[1]} | | {sums[2]} of {sums[3]} | {sums[4]} |")
+                     f"{one.survived} | {one.equal} of {one.chains} | {one.files} |")  # fmt: skip
+    names = ("kills", "inside", "survived", "equal", "chains", "files")
+    kills, inside, survived, equal, chains, files = (sum(getattr(one, name) for one in tallies) for name in names)
+    lines.append(f"| all | | | {kills} | {inside} | {survived} | {equal} of {chains} | {files} |")
     return "\n".join(lines)
 
 

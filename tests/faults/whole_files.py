@@ -19,7 +19,8 @@ from test_engine_resume import same
 from common.datasets.cache import MARKER
 from common.engine.checkpoint import load_checkpoint
 
-TIMES = re.compile(r'"(sec|seconds|images_s|wait|gb)": [^,}\n]+')  # in lines of JSON: what two runs may differ in
+# in lines of JSON: what two runs of the same may differ in; the code's commit is that of the moment
+MAY_DIFFER = re.compile(r'"(sec|seconds|images_s|wait|gb|git|dirty)": [^,}\n]+')
 
 
 def read_csv(path: Path) -> None:
@@ -126,17 +127,21 @@ def made_again(before: dict[Path, tuple], after: dict[Path, tuple]) -> list[str]
     return sorted(map(str, gone + other))
 
 
-def content_of(path: Path):
-    """What must be equal in two files: all bytes, but the seconds that something took and the call's own --resume."""
+def content_of(path: Path, home: Path):
+    """What must be equal in two files: all bytes, but the seconds that something took, the call's own --resume, and of
+    a stack where it was made of what, and when."""
     if path.suffix == ".pt":
         content = load_checkpoint(path)
         content["args"] = {key: value for key, value in content["args"].items() if key != "resume"}
         return {key: value for key, value in content.items() if key != "git"}
     if path.name in ("log.jsonl", "finished.json"):
-        return TIMES.sub("", path.read_text())
+        return MAY_DIFFER.sub("", path.read_text())
     if path.name == "ledger.csv":
-        table = pd.read_csv(io.StringIO(path.read_text()), dtype=str).drop(columns="seconds")
+        table = pd.read_csv(io.StringIO(path.read_text()), dtype=str).drop(columns=["seconds", "git", "dirty"])
         return table.sort_values(["run", "fold"]).to_csv(index=False)
+    if path.name.endswith(".tif.json"):
+        facts = json.loads(path.read_text().replace(str(home), ""))
+        return {key: value for key, value in facts.items() if key != "stack"}
     return path.read_bytes()
 
 
@@ -146,4 +151,4 @@ def differences(home: Path, other: Path) -> list[str]:
     found = [f"{path}: only {'here' if path in ours else 'in the run that nobody stopped'}"
              for path in sorted(set(ours) ^ set(theirs))]  # fmt: skip
     return found + [f"{path}: differs" for path in sorted(set(ours) & set(theirs))
-                    if not same(content_of(home / path), content_of(other / path))]  # fmt: skip
+                    if not same(content_of(home / path, home), content_of(other / path, other))]  # fmt: skip

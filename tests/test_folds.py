@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -220,7 +222,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(file, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(F.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match="No space left on device"):
         F.write_folds(file, table, table["fold"] * 0, table["group"], ["green"])
     assert file.read_bytes() == before and [p.name for p in file.parent.iterdir()] == ["folds.csv"]

@@ -5,7 +5,6 @@ Every scheme keeps rows of one group together. Columns of `rows` are named by ar
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.errors import InputError
+from common.files import atomic_write
 from common.text_files import read_csv
 
 FOLDS = 5
@@ -153,17 +153,12 @@ def write_folds(path, rows, fold, group, outputs) -> None:
     table = pd.DataFrame({"id": rows["id"], "path": rows["path"]}).assign(group=group, fold=fold)
     for name in outputs:
         table[name] = rows[name] if name in rows else np.nan
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(part, index=False, lineterminator="\n")
-        os.replace(part, path)
+        atomic_write(path, lambda part: table.to_csv(part, index=False, lineterminator="\n"))
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_folds(path) -> pd.DataFrame:

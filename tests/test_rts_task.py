@@ -401,6 +401,23 @@ def test_the_final_test_is_of_the_runs_own_predictions(slumps_copy, capsys):
     assert not (home / "runs/final-tests.csv").exists() and not (run / "final-test.json").exists()
 
 
+def test_a_final_test_that_was_killed_before_anybody_saw_a_number_is_made_again(slumps_copy, monkeypatch, capsys):
+    home, words = slumps_copy, ("ensemble", "--runs", "one", "--final-test")
+    call(home, "infer", "--runs", "one", "--workers", "0")
+
+    def killed(_tables):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.tasks.rare_class.final_json", killed)
+        call(home, *words, code=130)
+    assert len(pd.read_csv(home / "runs/final-tests.csv")) == 1 and not (home / "runs/one/final-test.json").exists()
+    call(home, *words)
+    assert len(pd.read_csv(home / "runs/final-tests.csv")) == 1 and "AGAIN" not in capsys.readouterr().out
+    call(home, *words, code=2)
+    assert "final-test.json" in capsys.readouterr().err
+
+
 def test_a_final_test_counts_from_its_first_number(slumps_copy, monkeypatch, capsys):
     """One that is killed while it prints was made; other labels of the same tiles, or some of them, are no new set."""
     home, kept = slumps_copy, []

@@ -25,6 +25,7 @@ from common.text_files import parse_json, read_csv, read_json
 
 BLENDS = KINDS
 TESTED = Path("runs") / "final-tests.csv"
+FINAL = "final-test.json"  # of a run: what came out
 GATES = {
     "minimum": {"balanced_iou": 0.5, "object_precision_500": 0.5},
     "production": {"balanced_iou": 0.6, "object_precision_500": 0.8, "object_recall_500": 0.6, "ece": 0.05},
@@ -236,13 +237,18 @@ def test_set(rows: pd.DataFrame, folder: Path, run: Path) -> tuple[pd.DataFrame,
     return tested, frame
 
 
-def tests_before(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """(the tests kept so far, names of the runs that were scored on some of these tiles, whatever their labels)."""
+def tests_before(frame: pd.DataFrame, run: Path) -> tuple[pd.DataFrame, list[str]]:
+    """(the tests kept so far, names of the runs that were scored on some of these tiles, whatever their labels).
+
+    A test of this set by this run that left no result was killed before anybody could see one: it is made again.
+    """
     if not TESTED.is_file():
         return pd.DataFrame(columns=["run", "test_set", "tiles", "ids"]), []
     known = read_csv(TESTED, text=None, remedy="move it away, or correct it")
     if "ids" not in known:
         raise InputError(f"{TESTED}: does not say which tiles were scored (no column ids); move it away or add them")
+    if not (run / FINAL).is_file():
+        known = known[(known["run"] != run.name) | (known["test_set"] != hash_of(frame))]
     met = [not set(parse_json(ids, TESTED, wanted=list)).isdisjoint(frame["id"]) for ids in known["ids"]]
     return known, known["run"][met].tolist()
 
@@ -267,17 +273,18 @@ def final_test(rows: pd.DataFrame, sets: dict, found: list[Path], settings: dict
     run = found[0]
     given = settings["final_test"]
     tested, frame = test_set(rows, Path("preds") / run.name if given is True else Path(given), run)
-    known, before = tests_before(frame)
+    known, before = tests_before(frame, run)
     if before and not settings["again"]:
-        raise InputError(f"--final-test: this test set was scored before (run {', '.join(before)}, {TESTED}); a choice "
-                         "made after that is tuned on it. --again scores it nevertheless and says so")  # fmt: skip
+        raise InputError(f"--final-test: this test set was scored before (run {', '.join(before)}, {TESTED}; what came "
+                         f"out is in its {FINAL}); a choice made after that is tuned on it. --again scores it "
+                         "nevertheless and says so")  # fmt: skip
     path = run / "post.json"
     if not path.is_file() or not (post := read_json(path)):
         raise InputError(f"--final-test: {path} holds nothing; ensemble.py --runs {run.name} --calibrate first")
     score, tables = final_tables(tested, frame, post)
     line = {"run": run.name, "test_set": hash_of(frame), "tiles": len(frame), "ids": json.dumps(sorted(frame["id"]))}
     atomic_write(TESTED, pd.concat([known, pd.DataFrame([line])]).to_csv(index=False))
-    kept = atomic_write(run / "final-test.json", final_json(tables))
+    kept = atomic_write(run / FINAL, final_json(tables))
     if before:
         print(f"AGAIN: this test set was scored before, {len(before)} times")
     print(f"final test of {run.name} on {len(tested)} tiles: balanced IoU {score:.4f}")

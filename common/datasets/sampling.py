@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from common.datasets.workers import check_shared_memory, worker_start
+from common.datasets.workers import Loader
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -87,14 +87,12 @@ def make_loader(dataset, batches: EpochBatches, *, workers: int, collate=None, i
     """The loader of a dataset: whole batches where the dataset can make them, else a DataLoader over (epoch, index)."""
     if hasattr(dataset, "get_batch"):
         return WholeBatches(dataset, batches)
-    if workers:
-        check_shared_memory(workers)
-    return DataLoader(
+    return Loader(
         PaddedDataset(dataset),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=worker_start(init_worker),
+        init_worker=init_worker,
         persistent_workers=workers > 0,
         pin_memory=pin,
     )

@@ -6,18 +6,15 @@ from functools import partial
 from multiprocessing.queues import Queue
 
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
 
 from common.errors import NO_SHARED_MEMORY, InputError, explained
 
-LOCKS = 10  # a loader's own, and more than one of its workers has
-
-
-def worker_start(init_worker: Callable | None) -> Callable:
-    """worker_init_fn of a DataLoader: `init_worker(number)`, and a batch that cannot be sent is not lost in silence."""
-    return partial(begin_worker, init_worker=init_worker)
+LOCKS = 10, 4  # a loader's own, and those of each worker: a few more than torch takes
 
 
 def begin_worker(number: int, *, init_worker: Callable | None) -> None:
+    """`init_worker(number)` in a new worker; from then on a batch that cannot be sent is not lost in silence."""
     # Batches are pickled, and shared memory is taken for them, in a thread of the queue. By default it prints what goes
     # wrong there and drops the batch, and the main process waits for it for ever (torch 2.15, Python 3.11).
     Queue._on_queue_feeder_error = send_reason
@@ -32,9 +29,25 @@ def send_reason(queue: Queue, error: Exception, lost: tuple) -> None:
     queue.put((lost[0], wrapped))
 
 
+class Loader(DataLoader):
+    """A DataLoader that says so where shared memory has no room for the locks of its workers, or for their batches."""
+
+    started = False
+
+    def __init__(self, dataset, *, init_worker: Callable | None = None, **options):
+        super().__init__(dataset, worker_init_fn=partial(begin_worker, init_worker=init_worker), **options)
+
+    def __iter__(self):
+        if self.num_workers and not self.started:
+            check_shared_memory(self.num_workers)
+        self.started = self.persistent_workers  # others begin anew in every epoch
+        return super().__iter__()
+
+
 def check_shared_memory(workers: int) -> None:
-    """InputError where there is not even room for the locks of so many workers: torch would name no file."""
+    """InputError where there is no room for the locks of so many workers: torch would name no file."""
+    own, each = LOCKS
     try:
-        _ = [multiprocessing.Lock() for _ in range(LOCKS * (1 + workers))]
+        _ = [multiprocessing.Lock() for _ in range(own + each * workers)]
     except OSError as error:
         raise InputError(NO_SHARED_MEMORY) from error

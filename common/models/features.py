@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.datasets.cache import cached_folder
 from common.datasets.draws import SWAP, generator
 from common.datasets.mixing import Mix, mix_labels, mix_targets
 from common.datasets.stereo import target_arrays
-from common.datasets.workers import worker_start
+from common.datasets.workers import Loader
 from common.errors import InputError
 
 FEATURES_VERSION = 1
@@ -94,12 +94,11 @@ def embed_rows(
     key["version"] = FEATURES_VERSION
 
     def build(folder: Path) -> None:
-        loader = DataLoader(
+        loader = Loader(
             StoredViews(plain, augmented),
             sampler=[(view, index) for view in range(views) for index in range(len(plain))],
             batch_size=batch_size,
             num_workers=workers,
-            worker_init_fn=worker_start(None),
         )
         _embed_into(folder / "features.npy", model, loader, (len(plain), views), DTYPES[dtype], device, amp, list(ids))
         (folder / "ids.json").write_text(json.dumps(list(ids)))

@@ -278,6 +278,17 @@ def test_killed_and_started_again_with_its_output_attached(training, tmp_path):
     check_same_run(done.working / "runs" / "biomass-2x2", training["run"])
 
 
+def test_no_time_for_an_epoch_and_started_again(training, tmp_path):
+    """The kernel ends well, says how to go on, and from its output the training goes on to the same bytes."""
+    short = script_of(build(tmp_path / "built", "biomass-train", "--time-budget", "60s", *TRAINED))
+    first = run(short, tmp_path / "first", training["mounts"], variables=THREADS)
+    assert "is not finished" in first.said and "--attach-kernel" in first.said and "Traceback" not in first.said
+    assert not re.findall("^epoch ", first.said, re.M)
+    mounts = training["mounts"] | attached("flat", kernels={"landfold-biomass-train": first.working})
+    done = run(training["script"], tmp_path / "second", mounts, variables=THREADS)
+    check_same_run(done.working / "runs" / "biomass-2x2", training["run"])
+
+
 def test_two_processes_train_what_one_trains(training, tmp_path):
     """A process a fold: the same bytes. One fold: they share its batches."""
     two = {"variables": THREADS | {"LANDFOLD_PROCESSES": "2"}}

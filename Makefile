@@ -1,6 +1,7 @@
 # Each target sets itself up: nothing but Python 3.11 and make is needed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 PY := $(VENV)/bin/python
 CRF_REFERENCE := pydensecrf2==1.1
 TASK ?= biomass
@@ -58,8 +59,15 @@ test: install
 	$(VENV)/bin/ruff format --check .
 	$(PY) -m pytest -q -n 2 -m "not soak"
 
-soak: install
+soak: install $(OLDEST)/.installed
 	$(PY) -m pytest -q -m soak
+
+# the oldest versions that requirements.txt allows, for the long form of the kernels' tests
+$(OLDEST)/.installed: requirements.txt
+	$(PYTHON) -m venv $(OLDEST)
+	sed -nE 's/^([A-Za-z0-9_.-]+)>=([0-9.]+).*/\1==\2.*/p' requirements.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --disable-pip-version-check -q -r $(OLDEST)/requirements.txt
+	touch $@
 
 bench: install
 	for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done

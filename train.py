@@ -171,7 +171,8 @@ def train_fold(session, rows, fold, folds_path, machine, clock):
         settings["batch_size"] = known or AUTO
         devices.barrier()  # every process has looked before the first one writes
     if machine.main:
-        free = runs.FREE | {"collapse_epochs"}  # a run that was stopped may go on with another number
+        # a run that was stopped may go on with another number, and from where --init lies now: a mount, say
+        free = runs.FREE | {"collapse_epochs"} | ({"init"} if settings["resume"] else set())
         runs.claim_fold(folder, settings, ignore=free, resume=settings["resume"], force=settings["force"])
     devices.barrier()
     if runs.is_finished(folder):

@@ -174,7 +174,7 @@ def run_ranks(session: Session, words: list[str], share: float | None, watch, pr
 
 def common_environment(session: Session) -> dict[str, str]:
     path = [str(session.packages), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "LANDFOLD_COMMIT": session.kernel["commit"]}
 
 
 def train(session: Session, words: list[str], share: float | None, watch) -> int:

@@ -26,7 +26,8 @@ def spend(seconds):  # on the clock of the test
 
 
 rank = int(os.environ.get("RANK", 0))
-keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+        "LANDFOLD_COMMIT")
 noted = {"script": name, "words": words, "cwd": os.getcwd(), "began": time.monotonic(), "pid": os.getpid()}
 noted |= {key: os.environ[key] for key in keys if key in os.environ}
 with open("noted.jsonl", "a") as file:

@@ -82,7 +82,7 @@ def test_a_table_that_is_none(tiny_empty, capsys):
 
 
 def test_duplicate_ids(tiny_empty, capsys):
-    change(tiny_empty, lambda table: pd.concat([table, table.iloc[[7]]]))
+    change(tiny_empty, lambda table: pd.concat([table, table.iloc[[7, 8, 8]]]))
     name = pd.read_csv(tiny_empty / "data" / "train.csv")["sample_id"][7]
     refused(capsys, tiny_empty, names=("data/train.csv", name, "2 times"))
 

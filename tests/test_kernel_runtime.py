@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from fake_scripts import HANDS_IN, fake_gpus, fake_kernel
 
+from common.engine import runs
 from kernels import machine
 
 T4, P100 = "Tesla T4", "Tesla P100-PCIE-16GB"
@@ -21,12 +22,24 @@ def fake(tmp_path, monkeypatch):
     return fake_kernel(tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(("said", "state"), [(None, ("", False)), ("abc123", ("abc123", False)),
+                                             ("abc123-dirty", ("abc123", True))])  # fmt: skip
+def test_what_a_kernel_trains_knows_its_commit(tmp_path, monkeypatch, said, state):
+    """Outside a checkout, as the code of a kernel is unpacked, runs and checkpoints name the commit all the same."""
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "common" / "engine" / "runs.py"))
+    monkeypatch.delenv("LANDFOLD_COMMIT", raising=False)
+    if said:
+        monkeypatch.setenv("LANDFOLD_COMMIT", said)
+    assert runs.git_state() == dict(zip(("sha", "dirty"), state, strict=True))
+
+
 def test_machine_and_mounts_are_said_before_any_call(fake, tmp_path, monkeypatch, capsys):
     fake_gpus(tmp_path / "bin", monkeypatch, T4, T4)
     fake.make_run("datasets/me/weights", "grid")
     assert fake.run("infer.py --runs {run:grid} --out preds/a") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "fake-infer: version 1.2, commit abc123"
+    assert fake.noted("infer.py")[0]["LANDFOLD_COMMIT"] == "abc123"
     assert said[1] == "GPUs: 2 (Tesla T4, 15360 MiB; Tesla T4, 15360 MiB)"
     assert said[2] == f"mount {fake.inputs / 'datasets/me/weights'}: grid/"
     assert said.index("packages: the image has what is needed") < said.index("infer.py speaks, process 0")

@@ -1,6 +1,7 @@
 """The long form: what the official client sent of each of the ten kernels runs offline, with several processes, after
 a kill, with the oldest versions of the libraries."""
 
+import contextlib
 import json
 import os
 import re
@@ -140,6 +141,7 @@ def trained(task: str, account: Account, home: Path, public: Path, python=sys.ex
         mounts |= attached(LAYOUT[task], data_sets=folds)
         words = (*words, "--folds", "{find:folds.csv}")
     done = run(account.kernel(f"{task}-train", *words), home / "train", mounts, python=python)
+    assert [path.name for path in done.working.iterdir()] == ["runs"]  # what is computed once stays out of the output
     return done.working / "runs" / TASKS[task]["run"]
 
 
@@ -276,6 +278,17 @@ def test_killed_and_started_again_with_its_output_attached(training, tmp_path):
     check_same_run(done.working / "runs" / "biomass-2x2", training["run"])
 
 
+def test_no_time_for_an_epoch_and_started_again(training, tmp_path):
+    """The kernel ends well, says how to go on, and from its output the training goes on to the same bytes."""
+    short = script_of(build(tmp_path / "built", "biomass-train", "--time-budget", "60s", *TRAINED))
+    first = run(short, tmp_path / "first", training["mounts"], variables=THREADS)
+    assert "is not finished" in first.said and "--attach-kernel" in first.said and "Traceback" not in first.said
+    assert not re.findall("^epoch ", first.said, re.M)
+    mounts = training["mounts"] | attached("flat", kernels={"landfold-biomass-train": first.working})
+    done = run(training["script"], tmp_path / "second", mounts, variables=THREADS)
+    check_same_run(done.working / "runs" / "biomass-2x2", training["run"])
+
+
 def test_two_processes_train_what_one_trains(training, tmp_path):
     """A process a fold: the same bytes. One fold: they share its batches."""
     two = {"variables": THREADS | {"LANDFOLD_PROCESSES": "2"}}
@@ -287,12 +300,29 @@ def test_two_processes_train_what_one_trains(training, tmp_path):
     assert "2 processes" in done.said and (done.working / "runs/biomass-2x2/fold0/finished.json").is_file()
 
 
+def ranks_of(mark: str) -> set[str]:
+    """RANK of every running process whose environment holds MARK=<mark>."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has just ended
+            given = dict(line.partition("=")[::2] for line in path.read_bytes().decode(errors="replace").split("\0"))
+            found |= {given["RANK"]} if given.get("MARK") == mark and "RANK" in given else set()
+    return found
+
+
 def test_two_processes_hand_in_what_one_hands_in(blended, tmp_path):
-    script, handed = script_of(build(tmp_path / "built", "biomass-infer")), []
+    script, handed, seen = script_of(build(tmp_path / "built", "biomass-infer")), [], {}
     for count in ("1", "2"):
-        done = run(script, tmp_path / count, mounts_of(blended), variables={"LANDFOLD_PROCESSES": count})
+        home, given = tmp_path / count, {"LANDFOLD_PROCESSES": count, "MARK": str(tmp_path / count)}
+        kernel, seen[count] = kaggle_stand_in.start(script, home, mounts_of(blended), variables=given), set()
+        while kernel.poll() is None:
+            seen[count] |= ranks_of(given["MARK"])
+            time.sleep(0.2)
+        done = kaggle_stand_in.wait(kernel, home)
+        assert done.code == 0, done.said
         handed.append(values_of(done.working / "submission.csv"))
         assert json.loads((done.working / "preds/biomass-2x2/spec.json").read_text())["runs"][0]["folds"] == ["0", "1"]
+    assert seen == {"1": set(), "2": {"0", "1"}}
     assert list(handed[0].index) == list(handed[1].index) and len(handed[0]) == 5 * len(HIDDEN)
     np.testing.assert_allclose(handed[0]["target"], handed[1]["target"], rtol=1e-5)
 

@@ -123,3 +123,31 @@ def test_a_run_of_slim_checkpoints_predicts_what_the_run_does(tmp_path, tiny_hom
     assert call("infer", "--runs", "weights", *machine, "--use", "last", cwd=home) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "--use last; give --use ema" in said[0]
+
+
+def test_a_run_of_slim_checkpoints_is_not_gone_on_with(tmp_path, tiny_home, capsys):
+    """A run that came back from a data set of weights is no run that was stopped."""
+    home, source = tmp_path / "home", tiny_home / "runs" / RUN
+    shutil.copytree(tiny_home / "data", home / "data")
+    shutil.copytree(source / "fold0", home / "runs" / RUN / "fold0")
+    shutil.copy(source / "folds.csv", home / "runs" / RUN)
+    folder = home / "runs" / RUN / "fold0"
+    (folder / "finished.json").unlink()
+    slim_checkpoint(source / "fold0" / "last.pt", folder / "last.pt", "ema")
+    words = ("--data", "data", *tiny_data.QUICK, "--run", RUN, "--fold", "0", "--resume")
+    assert tiny_data.call("train", *words, cwd=home) == 2
+    assert "from which no training goes on" in capsys.readouterr().err
+
+
+def test_a_run_is_gone_on_with_though_what_it_began_from_lies_elsewhere(tmp_path, tiny_home):
+    """A mount of Kaggle may have another path in the next session. Without --resume it is another run."""
+    home = tmp_path / "home"
+    shutil.copytree(tiny_home / "data", home / "data")
+    for name in ("a", "b"):
+        shutil.copytree(tiny_home / "runs" / RUN / "fold0", home / name / "fold0")
+    words = ("--data", "data", *tiny_data.QUICK, "--epochs", "1", "--run", "more")
+    assert tiny_data.call("train", *words, "--fold", "0", "--init", "a", cwd=home) == 0
+    shutil.rmtree(home / "a")
+    assert tiny_data.call("train", *words, "--fold", "1", "--init", "b", cwd=home) == 0  # another fold may differ
+    assert tiny_data.call("train", *words, "--fold", "0", "--init", "b", cwd=home) == 2
+    assert tiny_data.call("train", *words, "--fold", "0", "--init", "b", "--resume", cwd=home) == 0

@@ -50,7 +50,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise InputError(f"{path}: unknown target name {', '.join(unknown)}; known are {', '.join(OUTPUTS)}")
     twice = table["sample_id"][table["sample_id"].duplicated()]
     if len(twice):
-        raise InputError(f"{path}: {twice.iloc[0]} stands there {1 + len(twice)} times; every id must be there once")
+        times = int((table["sample_id"] == twice.iloc[0]).sum())
+        raise InputError(f"{path}: {twice.iloc[0]} stands there {times} times; every id must be there once")
     return table.assign(id=table["sample_id"].str.rsplit("__", n=1).str[0])
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.engine import budget
 from common.engine import device as device_module
-from common.engine.checkpoint import load_checkpoint, save_checkpoint
+from common.engine.checkpoint import load_training, save_checkpoint
 from common.engine.clock import Clock, OutOfTime
 from common.engine.device import Machine, autocast, peak_memory_gb, rng_state, set_rng_state, to_device
 from common.engine.schedule import Plateau, Stage, set_lr, stage_at
@@ -253,7 +253,7 @@ class Trainer:
         path = self.folder / "last.pt"
         if not path.exists():
             return
-        content = load_checkpoint(path)
+        content = load_training(path)
         load_own(self.model, content["state_dict"], content.get("external"))
         if self.ema:
             load_own(self.ema.module, content["ema"], content.get("external"))

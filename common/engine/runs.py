@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -129,15 +130,18 @@ def finish_fold(folder: Path, facts: dict) -> None:
 
 
 def git_state() -> dict:
-    """{"sha", "dirty"} of the code's checkout; empty sha outside one (a Kaggle kernel unpacks without git)."""
+    """{"sha", "dirty"} of the code's checkout; outside one what LANDFOLD_COMMIT says, which a Kaggle kernel sets for
+    the code that it unpacks, else an empty sha."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10).stdout.strip()
 
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return {"sha": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    return {"sha": "", "dirty": False}
+        if sha := git("rev-parse", "--short=12", "HEAD"):
+            return {"sha": sha, "dirty": bool(git("status", "--porcelain"))}
+    said = os.environ.get("LANDFOLD_COMMIT", "")
+    return {"sha": said.removesuffix("-dirty"), "dirty": said.endswith("-dirty")}
 
 
 def versions() -> dict:

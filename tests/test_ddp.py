@@ -26,6 +26,8 @@ RUNS = {
     "two-stage": ("--loss", "smooth-l1", "--two-stage", "--freeze-epochs", "1", "--accumulate", "2"),
     "options": ("--loss", "huber", "--no-two-stage", "--use-aux-heads", "--distill", "--distill-warmup", "1",
                 "--two-part", "Dry_Clover_g", "--uncertainty", "--constraint-weight", ".1"),
+    "mixed": ("--loss", "smooth-l1", "--no-two-stage", "--mixup-prob", ".3", "--cutmix-prob", ".6", "--mix-within",
+              "state"),
     "stored": ("--loss", "r2", "--no-two-stage", "--freeze-backbone", "--store-views", "1", "--mixup-prob", ".5"),
 }  # fmt: skip
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_landslide
+import tiny_rts
 import tiny_tiles
 import torch
 from test_ddp import free_port
+from test_sampler_processes import of_run, same_training
 from tiny_tiles import log_of
 
 from common.engine.checkpoint import load_checkpoint
@@ -27,6 +30,7 @@ RUNS = {
     "shares": (*SHARES, "--loss", "A", "--crops-per-epoch", "73", "--accumulate", "2", "--grad-clip", ".5"),
     "others": ("--loss", "tversky=.5", "dice=.5", "--augment", "hflip=.5", "rot90=.5", "noise=.5"),
 }
+OTHER_TASKS = (("rts", "ramp"), ("landslide", "smote"))  # samplers that this task has not; all of them are soaked
 
 
 def arguments(name: str, run: str) -> list[str]:
@@ -38,11 +42,17 @@ def home(tiles_home, tmp_path_factory) -> Path:
     """A working folder with <name>-one and <name>-two, trained by one process and by two, without batch norm."""
     home = tmp_path_factory.mktemp("processes")
     (home / "data").symlink_to(tiles_home / "data")
+    tiny_rts.make_rts(home / "rts")
+    tiny_landslide.make_hills(home / "landslide")
     with pytest.MonkeyPatch.context() as patch:
         tiny_tiles.patch_models(patch.setattr)
         for name in RUNS:
             tiny_tiles.call(home, "train", *arguments(name, f"{name}-one"))
-    (home / "runs.json").write_text(json.dumps([arguments(name, f"{name}-two") for name in RUNS]))
+        for task, name in OTHER_TASKS:
+            tiny_tiles.call(home, "make_folds", "--task", task, "--data", task)
+            tiny_tiles.call(home, "train", *of_run(task, name, "one"))
+    others = [of_run(task, name, "two") for task, name in OTHER_TASKS]
+    (home / "runs.json").write_text(json.dumps([*(arguments(name, f"{name}-two") for name in RUNS), *others]))
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
              "--master-port", str(free_port()), tiny_tiles.__file__, "runs.json"]  # fmt: skip
     env = os.environ | {"PYTHONPATH": str(Path(tiny_tiles.__file__).parent.parent)}
@@ -107,6 +117,14 @@ def test_every_tile_is_counted_and_kept_once(home, name):
             np.testing.assert_array_equal(maps[0][key], maps[1][key])
 
 
+@pytest.mark.parametrize(("task", "name"), OTHER_TASKS)
+def test_two_processes_equal_one_with_the_samplers_of_other_tasks(home, monkeypatch, task, name):
+    """A ratio of rare tiles that rises from epoch to epoch, and synthetic tiles."""
+    tiny_tiles.patch_models(monkeypatch.setattr)
+    same_training(task, [home / "runs" / f"{task}-{name}-{count}" / "fold0" for count in ("one", "two")])
+
+
 def test_one_line_in_the_ledger(home):
     ledger = pd.read_csv(home / "runs" / "ledger.csv")
-    assert sorted(ledger["run"]) == sorted(f"{name}-{count}" for name in RUNS for count in ("one", "two"))
+    names = [*RUNS, *(f"{task}-{name}" for task, name in OTHER_TASKS)]
+    assert sorted(ledger["run"]) == sorted(f"{name}-{count}" for name in names for count in ("one", "two"))

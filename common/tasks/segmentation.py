@@ -70,9 +70,10 @@ class LossWithShares:
         counts = [((batch["target"] == index) & valid).sum() for index in range(len(self.outputs))]
         crops = valid.flatten(1).any(1).sum()  # padding, of which nothing is valid, was not shown
         found = ((self.loss.class_logits(outputs.detach()).argmax(dim=1) > 0) & valid).sum()
-        shown = all_sum(torch.stack([*counts, found, (crops * valid[0].numel()).clamp_min(1)]).double())
-        shares = {f"shown_{name}": shown[k] / shown[-1] for k, name in enumerate(self.outputs)}
-        return parts | shares | {"predicted": shown[-2] / shown[-1]}
+        *shown, found, pixels = all_sum(torch.stack([*counts, found, crops * valid[0].numel()]).double())
+        pixels = pixels.clamp_min(1)  # of all processes: one that was given padding alone showed none
+        shares = {f"shown_{name}": count / pixels for name, count in zip(self.outputs, shown, strict=True)}
+        return parts | shares | {"predicted": found / pixels}
 
 
 def make_loss(spec: dict, settings: dict) -> LossWithShares:

@@ -14,11 +14,19 @@ LOST_REMEDY = ("what is finished is kept: the same call goes on, train.py with -
 LOST_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (is killed by signal: [\w ]+|exited unexpectedly)"
 )
+LONGEST = 1200
 CRASHED = 70  # Python's own code for a crash is 1, which says that gates were missed
 
 
 class InputError(Exception):
-    """Wrong input or settings. The message names the file or option and the remedy, in one line."""
+    """Wrong input or settings. The message names the file or option and the remedy, in one line.
+
+    What a file says of itself may be of any length: the middle of a message of more than LONGEST letters is left out.
+    """
+
+    def __init__(self, message: str):
+        half = LONGEST // 2
+        super().__init__(message if len(message) <= LONGEST else f"{message[:half]} … {message[-half:]}")
 
 
 FROM_WORKER = f"{InputError.__module__}.InputError: "  # ends the traceback of a loader process, before its line

@@ -92,27 +92,28 @@ def read_csv(path: str | Path, *, text: Sequence[str] | None = (), remedy: str =
         raise unreadable(path, "CSV", f"more than {CELLS:,} cells, which no table here needs", remedy)
     how = {"dtype": str, "keep_default_na": False} if text is None else {"dtype": dict.fromkeys(text, str)}
     try:
-        check_header(header_of(path), path, remedy)
-        table = pd.read_csv(path, encoding="utf-8-sig", compression=None, low_memory=False, **how)
+        check_header(*first_lines(path), path, remedy)
+        return pd.read_csv(path, encoding="utf-8-sig", compression=None, low_memory=False, **how)
     except (ValueError, OverflowError, RecursionError, csv.Error) as error:  # pandas' parser errors are ValueErrors
         raise unreadable(path, "CSV", " ".join(str(error).split())[:120], remedy) from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise unreadable(path, "CSV", "its lines have more fields than its header names", remedy)
-    return table
 
 
-def header_of(path: Path) -> list[str]:
-    """The fields of the first line that is not empty, none of an empty file."""
+def first_lines(path: Path) -> tuple[list[str], list[str]]:
+    """The fields of the first two lines that are not empty, none where there is none."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        return next((fields for fields in csv.reader(file) if fields), [])
+        lines = (fields for fields in csv.reader(file) if fields)
+        return next(lines, []), next(lines, [])
 
 
-def check_header(header: list[str], path: Path, remedy: str) -> None:
-    """InputError: no column, too many, or one twice (pandas would rename the second in silence)."""
+def check_header(header: list[str], first: list[str], path: Path, remedy: str) -> None:
+    """InputError: no column, too many, one twice (pandas would rename the second in silence), or a first line of more
+    fields (pandas would take the first column for names of rows, and shift all others)."""
     if not header:
         raise unreadable(path, "CSV", "it is empty", remedy)
     if len(header) > COLUMNS:
         raise unreadable(path, "CSV", f"{len(header):,} columns, more than {COLUMNS:,}", remedy)
+    if len(first) > len(header):
+        raise unreadable(path, "CSV", "its lines have more fields than its header names", remedy)
     named = [name for name in header if name]
     twice = next((name for name in dict.fromkeys(named) if named.count(name) > 1), None) if (
         len(set(named)) < len(named)) else None  # fmt: skip

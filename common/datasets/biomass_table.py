@@ -45,9 +45,11 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise InputError(f"{path}: column {', '.join(missing)} is missing; found {', '.join(table.columns)}")
     if not len(table):
         raise InputError(f"{path}: has no rows; download it again")
-    unknown = sorted(set(table["target_name"].astype(str)) - set(OUTPUTS))
+    unknown = sorted(set(table["target_name"].fillna("").astype(str)) - set(OUTPUTS))
     if unknown:
         raise InputError(f"{path}: unknown target name {', '.join(unknown)}; known are {', '.join(OUTPUTS)}")
+    if table["sample_id"].isna().any():
+        raise InputError(f"{path}: {table['sample_id'].isna().sum()} lines have no sample_id; download it again")
     twice = table["sample_id"][table["sample_id"].duplicated()]
     if len(twice):
         times = int((table["sample_id"] == twice.iloc[0]).sum())
@@ -119,7 +121,7 @@ def read_rows(data: Path, *, allow_missing: bool = False, drop_ids: list[str] = 
             "month": date.dt.month,
             "state": facts["State"].astype(str),
             "species": facts["Species"].astype(str),
-            "species_group": facts["Species"].astype(str).map(species_group),
+            "species_group": facts["Species"].fillna("").astype(str).map(species_group),
             "ndvi": pd.to_numeric(facts.get("Pre_GSHH_NDVI"), errors="coerce"),
             "height": pd.to_numeric(facts.get("Height_Ave_cm"), errors="coerce"),
         }

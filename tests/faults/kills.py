@@ -5,6 +5,7 @@ python tests/faults/kills.py --kills 30 --seed 0 [--task rts] [--script infer]  
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ import kill_jobs  # noqa: E402
 import whole_files  # noqa: E402
 from kill_jobs import Homes, Job  # noqa: E402
 
+ROUND = 4  # kills a job before the next job has its turn
 MOST = 8  # kills before a call is left alone: a chain has to end
 
 
@@ -131,10 +133,9 @@ class Killer:
 
     def kill(self, job: Job, kills: int, most: int = MOST) -> Tally:
         """At least so many kills of a job."""
-        number, tally = 0, self.tally(job)
-        while tally.kills < kills and number < 4 * kills:
-            self.chain(job, number, min(most, kills - tally.kills))
-            number += 1
+        tally = self.tally(job)
+        while tally.kills < kills and tally.chains < 4 * kills:
+            self.chain(job, tally.chains, min(most, kills - tally.kills))
         return tally
 
 
@@ -163,10 +164,12 @@ def main() -> int:
     forks.import_scripts()
     folder, started = args.folder or Path(tempfile.mkdtemp(prefix="kills-")), time.time()
     killer = Killer(folder, seed=args.seed, say=lambda line: print(line, flush=True))
-    for task in args.task:
-        for job in kill_jobs.jobs_of(task):
-            if job.script in args.script and args.job in (None, job.name):
-                killer.kill(job, args.kills)
+    jobs = [job for task in args.task for job in kill_jobs.jobs_of(task)]
+    jobs = [job for job in jobs if job.script in args.script and args.job in (None, job.name)]
+    with contextlib.suppress(KeyboardInterrupt):  # what was found until then is said
+        for goal in sorted({*range(ROUND, args.kills, ROUND), args.kills}):
+            for job in jobs:
+                killer.kill(job, goal)
     tallies = list(killer.tallies.values())
     faults = [fault for one in tallies for fault in one.faults]
     print("\n".join([table_of(tallies), *faults, f"{time.time() - started:.0f} s"]))

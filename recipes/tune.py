@@ -105,28 +105,29 @@ def open_search(args, task, words: list[str]) -> tuple:
     facts = {"settings": deciding, "choices": tables, "epochs": args.epochs, "folds": folds, "folds.csv": folds_id[:12]}
     store = args.storage or f"sqlite:///{home / 'study.db'}"
     deadline = math.inf if args.time_budget is None else time.monotonic() + args.time_budget
-    common = trials.Search(home, tables, config, args.epochs or [None], folds, args.keep, args.seed, deadline)
+    wanted = min(args.trials, space.count_combinations(tables))
+    common = trials.Search(home, tables, config, args.epochs or [None], folds, args.keep, wanted, args.seed, deadline)
     opened = study.open_study(store, home, json.loads(json.dumps(facts)))
     opened.pruner = study.pruner_of(args.keep, len(common.rounds), args.prune)
     return opened, common, base, given
 
 
-def go_through(opened, search: trials.Search, wanted: int, sampler: str) -> None:
+def go_through(opened, search: trials.Search, sampler: str) -> None:
     """Train trials until there are as many as wanted, counting those that other processes have begun."""
-    wanted, repeats = min(wanted, space.count_combinations(search.tables)), 0
-    while len(study.trials_that_count(opened)) < wanted:
+    repeats = 0
+    while len(study.trials_that_count(opened)) < search.wanted:
         by, ended = sampler if repeats < study.REPEATS else "grid", []
         study.draw_by(opened, by, search.tables, search.seed, len(opened.get_trials(deepcopy=False)))
         opened.optimize(
             lambda trial, by=by: trials.run_trial(trial, search, by),
             n_trials=1,
-            catch=(study.Repeated,),
+            catch=(study.Void,),
             callbacks=[lambda _, trial, ended=ended: ended.append(trial)],
         )
-        repeats = repeats + 1 if "same_as" in ended[0].user_attrs else 0
+        repeats = repeats + 1 if "void" in ended[0].user_attrs else 0
         if not repeats:
             report.write_table(opened, search.home)
-            print(f"{report.say_trial(ended[0])} ({len(study.trials_that_count(opened))} of {wanted})")
+            print(f"{report.say_trial(ended[0])} ({len(study.trials_that_count(opened))} of {search.wanted})")
         study.revive(opened, search.home)
 
 
@@ -157,7 +158,7 @@ def main(argv=None):
         if again := study.revive(opened, search.home, take_over=args.take_over, failed=True):
             print(f"{again} trial(s) that were stopped are tried again")
         try:
-            go_through(opened, search, args.trials, args.sampler)
+            go_through(opened, search, args.sampler)
         except trials.OutOfTime:
             report.write_table(opened, search.home)
             print(f"stopped by --time-budget after {len(study.trials_that_count(opened)) - 1} trials; the same call "

@@ -355,6 +355,7 @@ def test_a_trial_is_an_ordinary_run_and_its_winner_is_trained_by_the_command(tmp
     tiny_rts.make_rts(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trials, "launch", in_this_process)
+    monkeypatch.setattr(report, "write_plots", lambda study, folder: [])
     words = ["--task", "rts", "--trials", "1", "--epochs", "1", "--", "--data", "data", *tiny_rts.SMALL[2:]]
     tune.main(words)
     (line,) = pd.read_csv("runs/tune-rts-0/results.csv").to_dict("records")

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import os
 import re
+import time
 import warnings
 from pathlib import Path
 
@@ -26,11 +27,12 @@ except ImportError:  # an extra: load() says so where a search begins
 
 HEARTBEAT, GRACE = 60, 300  # seconds
 TRIES = 2  # of a trial that train.py ends with an error; one that was stopped or killed is tried again without end
+CHOOSING = 30  # seconds that a process may take to say who it is and what it draws; then it is taken for dead
 REPEATS = 20  # draws in a row of what was tried before; then the next is drawn from what is left
 
 
-class Repeated(Exception):
-    """A trial with the settings of another one."""
+class Void(Exception):
+    """A trial with the settings of another one, or one too many."""
 
 
 def load():
@@ -145,35 +147,62 @@ def trials_in(study, *names: str) -> list:
 
 
 def trials_that_count(study) -> list:
-    """Those that trained, train or were given up, and those that another call is to try again: not the repeated draws,
-    nor what was tried again since."""
-    followed = tried_again(study)
+    """Those that trained, train or were given up, and those that another call is to try again: no void ones, nor what
+    was tried again since."""
+    every = study.get_trials(deepcopy=False)
+    followed = {number for trial in every for number in trial.system_attrs.get("retry_history", [])}
     return [
         trial
-        for trial in trials_in(study, "COMPLETE", "PRUNED", "RUNNING", "FAIL")
-        if "same_as" not in trial.user_attrs and trial.number not in followed
+        for trial in every
+        if trial.state.name != "WAITING" and "void" not in trial.user_attrs and trial.number not in followed
     ]
 
 
-def tried_again(study) -> set[int]:
-    """Numbers of the trials that have a successor."""
-    return {n for trial in study.get_trials(deepcopy=False) for n in trial.system_attrs.get("retry_history", [])}
+def wait_for_earlier(study, number: int) -> list:
+    """The other trials that count, when those that began before this one have chosen: of two that draw the same at the
+    same time one must see the other."""
+    until = time.monotonic() + CHOOSING
+    while True:
+        others = [trial for trial in trials_that_count(study) if trial.number != number]
+        choosing = [
+            trial
+            for trial in others
+            if trial.number < number and trial.state.name == "RUNNING" and "chosen" not in trial.user_attrs
+        ]
+        if all(map(is_dead, choosing)) or time.monotonic() > until:
+            return others
+        time.sleep(0.05)
 
 
-def find_twin(study, trial) -> int | None:
-    """The number of the trial that has the same settings and came first, if any has."""
-    for other in trials_that_count(study):
+def check_new(study, trial, wanted: float) -> None:
+    """Void, and so noted, where another trial has the same settings and came first, or as many as wanted came first."""
+    others = wait_for_earlier(study, trial.number)
+    earlier = [other for other in others if other.number < trial.number]
+    for other in others:
         first = other.number < trial.number or other.state.is_finished()
-        known = other.state.name != "FAIL" or not is_worth_it(other)
-        if other.number != trial.number and first and known and other.params == trial.params:
-            return other.number
-    return None
+        if first and other.params == trial.params and (other.state.name != "FAIL" or not is_worth_it(other)):
+            trial.set_user_attr("void", f"as {other.number}")
+            raise Void
+    if len(earlier) >= wanted:
+        trial.set_user_attr("void", "one too many")
+        raise Void
 
 
 def is_dead(trial) -> bool:
     """Whether the process of a running trial is gone: known of this machine's own."""
     host, _, pid = trial.user_attrs.get("worker", "").partition(":")
     return host == HOST and int(pid) != os.getpid() and not is_alive(int(pid))
+
+
+def wait_for_names(study) -> set[int]:
+    """Numbers of the trials whose process was killed before it could say who it was. Clocks of machines differ, so
+    what is seen without a name for long enough is meant, not what is old."""
+    until = time.monotonic() + CHOOSING
+    while True:
+        mute = {trial.number for trial in trials_in(study, "RUNNING") if "worker" not in trial.user_attrs}
+        if not mute or time.monotonic() > until:
+            return mute
+        time.sleep(0.05)
 
 
 def is_elsewhere(trial) -> bool:
@@ -190,10 +219,11 @@ def revive(study, home: Path, *, take_over: bool = False, failed: bool = False) 
     """Queue again the trials of dead processes; with take_over whatever runs elsewhere, with failed what an error or
     the keyboard ended. Returns how many."""
     retry, gone = optuna.storages.RetryHeartbeatStaleTrialCallback(), set()
+    mute = wait_for_names(study) if failed else set()
     study.sampler = optuna.samplers.RandomSampler()  # that of a grid would stop the study, which is not running here
     with locked(home / "study"):
         for trial in trials_in(study, "RUNNING"):
-            if is_dead(trial) or (take_over and is_elsewhere(trial)):
+            if is_dead(trial) or trial.number in mute or (take_over and is_elsewhere(trial)):
                 with contextlib.suppress(ValueError):  # another machine was first
                     study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                     gone.add(trial.number)

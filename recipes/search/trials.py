@@ -18,7 +18,7 @@ from common.engine.tracking import read_log
 from common.errors import InputError
 from common.files import HOST, atomic_write
 from recipes.search import space
-from recipes.search.study import Repeated, draw_by, find_twin, optuna
+from recipes.search.study import check_new, draw_by, optuna
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 STOPPED = 4  # its exit code where --time-budget ended a training
@@ -33,7 +33,8 @@ class Search:
     config: dict  # of every trial
     rounds: list  # epochs of each round; [None]: as the recipe
     folds: list[int]
-    keep: int
+    keep: int  # one of so many goes on from round to round
+    wanted: float  # trials in all
     seed: int
     deadline: float  # of time.monotonic(), in seconds
 
@@ -111,7 +112,7 @@ def run_round(trial, search: Search, place: int, choices: dict) -> float:
 
 
 def describe(trial, search: Search, choices: dict) -> None:
-    """Note on the trial, for every process and for the table: its run, its process, what it chose."""
+    """Note on the trial, for every process and for the table: its run, and what it chose."""
     trial.set_user_attr("run", trial.user_attrs.get("run", f"{search.home.name}-{trial.number:03d}"))
     trial.set_user_attr("choices", choices)
     trial.set_user_attr("options", {option: space.label_of(value) for option, value in choices.items()})
@@ -120,15 +121,13 @@ def describe(trial, search: Search, choices: dict) -> None:
 def run_trial(trial, search: Search, sampler: str) -> float:
     """The score of Optuna's trial: the mean over the folds in the last round.
 
-    Repeated where another trial has the same settings, TrialPruned where it does not go on.
+    Void where another trial has the same settings or there are enough, TrialPruned where it does not go on.
     """
     trial.set_user_attr("worker", f"{HOST}:{os.getpid()}")
     draw_by(trial.study, sampler, search.tables, search.seed, trial.number)
     choices = space.suggest(trial, search.tables)
-    twin = find_twin(trial.study, trial)
-    if twin is not None:
-        trial.set_user_attr("same_as", twin)
-        raise Repeated
+    trial.set_user_attr("chosen", True)
+    check_new(trial.study, trial, search.wanted)
     describe(trial, search, choices)
     try:
         for place in range(len(search.rounds)):

@@ -57,7 +57,9 @@ def parser_of(task):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
-    machine.add_argument("--batch-size", type=positive, help="rows a step (default: as in training, scenes 4 at most)")
+    machine.add_argument(
+        "--batch-size", type=positive, help="rows a step and process (default: as in training, scenes 4 at most)"
+    )
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=False, help="keep decoded images for the next call")
     task.add_arguments(parser, "infer")
@@ -108,7 +110,7 @@ def predict_run(session, run: Path, machine, rows, deadlines: tuple):
     spec, trained = loaded[0][2]["spec"], loaded[0][2]["args"]
     views = check_views(args.tta, spec["views"])
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
-    options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run)}
+    options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run), "whole": True}
     plan, left = None, []
     if args.rows == "test":
         plan = deadlines[0] and make_plan(task, loaded, views, deadlines, machine, run.name)

@@ -18,6 +18,7 @@ import torch
 from test_ddp import free_port
 
 from common.datasets.folds import join_folds, read_folds
+from common.datasets.sampling import WholeShares
 from common.engine.checkpoint import load_checkpoint
 from common.engine.device import Machine, seed_everything
 from common.engine.rows import make_loader
@@ -87,6 +88,19 @@ def test_processes_show_what_one_shows_in_its_order(home, monkeypatch, task, nam
                 for rank, share in enumerate(shares):
                     mine = batch[rank::world]
                     assert share[step] == mine or (not mine and not any(row[2] for row in share[step]))
+
+
+def test_what_is_predicted_is_shared_in_whole_batches():
+    """Any number of processes predicts the batches of one: no step is missing, and only its end is made up for."""
+    for count, size, world in ((9, 4, 2), (17, 8, 3), (5, 8, 4), (8, 4, 2), (13, 2, 3)):
+        one = list(WholeShares(count, size))
+        assert [row for batch in one for _, row in batch] == list(range(count))
+        shares = [WholeShares(count, size, rank=rank, world=world) for rank in range(world)]
+        steps = list(zip(*shares, strict=True))
+        in_turn = [batch for step in steps for batch in step]
+        assert in_turn[: len(one)] == one and len(steps) == len(shares[0]) == -(-len(one) // world)
+        assert all(batch == steps[-1][0] for batch in in_turn[len(one) :])
+        assert sum(shares[0].rows_of(step) for step in range(len(steps))) == count
 
 
 # two processes train with each of them

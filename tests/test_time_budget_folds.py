@@ -163,7 +163,7 @@ def main(home: Path) -> None:
         for task, words in ((IN_TURN, ("--tta", "hflip", "--out", "turns")), (moon_task.TASK, ("--out", "rows")),
                             (moon_task.TASK, ("--tta", "hflip", "--out", "views"))):  # fmt: skip
             tick(patch, TASKS, "moon", task=task, forward=PASS * slow)
-            budget = {"turns": "6h", "rows": "1.5h", "views": "6h"}[words[-1]]
+            budget = {"turns": "4h", "rows": "1.5h", "views": "6h"}[words[-1]]
             codes.append(script.main([*GIVEN, "--runs", "r", "--batch-size", "3", "--time-budget", budget, *words]))
         words = [*GIVEN, "--epochs", "8", "--batch-size", "4", "--fold", "0", "--run", "two", "--save-every", "5"]
         for more in (("--time-budget", "2h"), ("--time-budget", "9h", "--resume")):

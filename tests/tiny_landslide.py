@@ -130,5 +130,13 @@ def write_rasters(folder: Path, *, height=80, width=112, seed=3) -> Path:
     return folder
 
 
+def make_scenes(folder: Path, count: int, *, height=70, width=90) -> Path:
+    """`count` rasters of BANDS, each a place of its own."""
+    for seed in range(count):
+        bands, _ = draw_hills(np.random.default_rng(100 + seed), height, width)
+        write_raster(folder / f"{seed}.tif", bands, from_origin(*CORNER, PIXEL, PIXEL), BANDS, CRS, nodata=TAG)
+    return folder
+
+
 def train(home: Path, *words, run: str, data="data", base=QUICK) -> Path:
     return tiny_tiles.train(home, *words, run=run, data=data, base=base)

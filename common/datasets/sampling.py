@@ -38,6 +38,28 @@ class EpochBatches(Sampler):
             yield keys or [(self.epoch, ~int(rows[0]) if self.mark else int(rows[0]))]
 
 
+class WholeShares(Sampler):
+    """Batches of (0, index) keys in the order of the rows, whole: rank r of W takes every W-th. Any number of processes
+    then predicts the very same batches, on whose sizes the last digits depend. A rank for which the last step has none
+    takes the first of that step once more."""
+
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1):
+        self.count, self.batch_size, self.rank, self.together = count, batch_size, rank, batch_size * world
+
+    def __len__(self) -> int:
+        return -(-self.count // self.together)
+
+    def rows_of(self, step: int) -> int:
+        """Rows of a step, of all processes together."""
+        return min(self.together, self.count - step * self.together)
+
+    def __iter__(self):
+        for first in range(0, self.count, self.together):
+            own = first + self.rank * self.batch_size
+            start = own if own < self.count else first
+            yield [(0, row) for row in range(start, min(start + self.batch_size, self.count))]
+
+
 def as_padding(sample: dict) -> dict:
     """The sample or batch with nothing known in it: neither a target nor an auxiliary label has any weight."""
     sample = dict(sample) | {"valid": torch.zeros_like(sample["valid"])}
@@ -71,7 +93,7 @@ class PaddedDataset(Dataset):
 class WholeBatches:
     """Batches from a dataset that makes them itself (`get_batch(epoch, indices)`), without loader or workers."""
 
-    def __init__(self, dataset, batch_sampler: EpochBatches):
+    def __init__(self, dataset, batch_sampler: Sampler):
         self.dataset, self.batch_sampler = dataset, batch_sampler
 
     def __len__(self) -> int:
@@ -83,7 +105,7 @@ class WholeBatches:
             yield as_padding(batch) if keys[0][1] < 0 else batch
 
 
-def make_loader(dataset, batches: EpochBatches, *, workers: int, collate=None, init_worker=None, pin: bool = False):
+def make_loader(dataset, batches: Sampler, *, workers: int, collate=None, init_worker=None, pin: bool = False):
     """The loader of a dataset: whole batches where the dataset can make them, else a DataLoader over (epoch, index)."""
     if hasattr(dataset, "get_batch"):
         return WholeBatches(dataset, batches)

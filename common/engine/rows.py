@@ -10,32 +10,49 @@ from common.engine.device import Machine, barrier, gather_predictions
 from common.engine.predict import predict
 
 
-def make_loader(dataset, settings: dict, machine: Machine, *, shuffle: bool, collate, init_worker=None, workers=None):
-    """Batches of this process's share of the rows, in an order that depends on seed and epoch alone."""
-    batches = sampling.EpochBatches(
-        len(dataset),
-        settings["batch_size"],
-        seed=settings["seed"],
-        shuffle=shuffle,
-        rank=machine.rank,
-        world=machine.world,
-        mark=shuffle,  # a tile whose truth was taken away would be counted, and kept, as one without data
-    )
+def make_loader(
+    dataset, settings: dict, machine: Machine, *, shuffle: bool, collate, init_worker=None, workers=None, whole=False
+):
+    """Batches of this process's share of the rows, in an order that depends on seed and epoch alone.
+
+    The processes share every batch; whole: each takes whole ones, for rows in their own order.
+    """
+    share = {"rank": machine.rank, "world": machine.world}
+    if whole:
+        batches = sampling.WholeShares(len(dataset), settings["batch_size"], **share)
+    else:
+        # a tile whose truth was taken away would be counted, and kept, as one without data: not marked where predicted
+        own = {"seed": settings["seed"], "shuffle": shuffle, "mark": shuffle}
+        batches = sampling.EpochBatches(len(dataset), settings["batch_size"], **own, **share)
     workers = settings["workers"] if workers is None else workers
     pin = machine.device.type == "cuda"
     return sampling.make_loader(dataset, batches, workers=workers, collate=collate, init_worker=init_worker, pin=pin)
 
 
 def predict_rows(
-    task, models, rows, spec, settings, machine, *, views, on_bad="error", progress="", folder=None, plan=None
+    task,
+    models,
+    rows,
+    spec,
+    settings,
+    machine,
+    *,
+    views,
+    on_bad="error",
+    progress="",
+    folder=None,
+    plan=None,
+    whole=False,
 ) -> dict:
     """engine.predict over the rows as inference sees them, shared by all processes and gathered.
 
     folder: where a task whose predictions are maps keeps them, a file per row; None keeps what is counted only.
-    plan: engine.budget's, that says what each batch gets.
+    plan: engine.budget's, that says what each batch gets. whole: each process predicts whole batches, so that any
+    number of them gives the same bytes; in training, where memory is measured for a part of one, they share each.
     """
     dataset = task.open_rows(rows, spec, settings, on_bad=on_bad)
-    loader = make_loader(dataset, settings, machine, shuffle=False, collate=task.collate, init_worker=task.init_worker)
+    how = {"collate": task.collate, "init_worker": task.init_worker, "whole": whole}
+    loader = make_loader(dataset, settings, machine, shuffle=False, **how)
     device, amp, keep = machine.device, machine.amp, task.keep(spec, settings, folder)
     steps = None
 

@@ -16,8 +16,8 @@ from common.errors import InputError
 NUMBERS = "buif"  # kinds of dtype: bool, unsigned, integer, float; no complex, text, dates, records or objects
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # what numpy's parser of headers and the unpacking of a damaged zip end with
-FAULTS = (OSError, ValueError, EOFError, TypeError, SyntaxError, LookupError, OverflowError, RecursionError,
-          MemoryError, NotImplementedError, RuntimeError, zlib.error, zipfile.BadZipFile, tokenize.TokenError)  # fmt: skip
+FAULTS = (OSError, ValueError, EOFError, TypeError, SyntaxError, LookupError, OverflowError, MemoryError, RuntimeError,
+          zlib.error, zipfile.BadZipFile, tokenize.TokenError)  # fmt: skip
 
 
 def read_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -72,7 +72,7 @@ def is_array(path: str | Path) -> bool:
 def open_array(path: str | Path) -> np.ndarray:
     """An npy tile (C,H,W), not yet read. InputError: another shape."""
     array = load_array(path, mapped=True)
-    if array.ndim != 3:
+    if array.ndim != 3 or not array.size:
         raise InputError(f"{path}: a tile of shape {array.shape}; write (bands, height, width)")
     return array
 

@@ -127,7 +127,7 @@ def read_tile(path: str | Path) -> np.ndarray:
     path = Path(path)
     if path.suffix == ".npy":
         raw = load_array(path)
-        if raw.ndim != 3:
+        if raw.ndim != 3 or not raw.size:
             raise InputError(f"{path}: a tile of shape {raw.shape}; prepare the folder again: (bands, height, width)")
         within(path, "tile", raw.size)
         tile = raw.astype(np.float32)

@@ -5,22 +5,21 @@ A label is text, so that it fits into a table: a file, then what is to be done w
 """
 
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyogrio
 import pyproj
-import rasterio
 import shapely
-from rasterio.errors import RasterioError
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
 from common.datasets.limits import within
 from common.datasets.rasters import open_checked, read_whole
+from common.datasets.vectors import read_polygons
 from common.errors import InputError
 from common.metrics.objects import match_objects, object_scores
 
@@ -56,7 +55,7 @@ def open_raster(path: str | Path):
     try:
         with open_checked(path) as file:
             yield file
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         said = "not found" if not Path(path).is_file() else f"cannot be read ({str(error).strip()})"
         raise InputError(f"{path}: {said}; download it again or correct its name") from error
 
@@ -82,7 +81,11 @@ def grid_difference(label: str | Path, tile: str | Path) -> str:
             f"{label}: {own['height']}x{own['width']} pixels where {tile} has {grid['height']}x{grid['width']}, and no"
             " georeference says how they lie; cut both alike"
         )
-    if not shapely.box(*bounds_in(own, grid["crs"])).intersects(shapely.box(*bounds_in(grid, grid["crs"]))):
+    try:
+        apart = not shapely.box(*bounds_in(own, grid["crs"])).intersects(shapely.box(*bounds_in(grid, grid["crs"])))
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from error
+    if apart:
         raise InputError(f"{label}: does not overlap {tile}; check the georeference of both")
     if own["crs"] != grid["crs"]:
         return f"in {name_of(own['crs'])} where the tile is in {name_of(grid['crs'])}"
@@ -113,7 +116,20 @@ def shift_of(own: dict, grid: dict) -> tuple[float, float]:
 def bounds_in(profile: dict, crs) -> tuple[float, float, float, float]:
     """left, bottom, right, top of a raster in a CRS."""
     bounds = array_bounds(profile["height"], profile["width"], profile["transform"])
-    return bounds if profile["crs"] == crs else transform_bounds(profile["crs"], crs, *bounds)
+    return bounds if profile["crs"] == crs else bounds_to(profile["crs"], crs, bounds)
+
+
+def bounds_to(own, crs, bounds) -> tuple[float, float, float, float]:
+    """Bounds in another CRS. InputError: PROJ knows no way from one to the other, or it does not reach there."""
+    try:
+        found = transform_bounds(own, crs, *bounds)
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
+        raise InputError(
+            f"{name_of(own)} cannot be brought to {name_of(crs)} ({str(error)[:200]}); reproject"
+        ) from error
+    if not np.isfinite(found).all():
+        raise InputError(f"{name_of(own)} and {name_of(crs)} do not reach each other there; check the georeference")
+    return found
 
 
 def name_of(crs) -> str:
@@ -206,38 +222,11 @@ def polygons_on(path: str | Path, profile: dict) -> np.ndarray:
     if crs == profile["crs"]:
         near = tree.query(shapely.box(*bounds_in(profile, crs)))
         return shapes[np.sort(near)]
-    near = tree.query(shapely.box(*transform_bounds(profile["crs"], crs, *bounds_in(profile, profile["crs"]))))
+    near = tree.query(shapely.box(*bounds_to(profile["crs"], crs, bounds_in(profile, profile["crs"]))))
     change = pyproj.Transformer.from_crs(crs.to_wkt(), profile["crs"].to_wkt(), always_xy=True)
     moved = shapely.transform(shapes[np.sort(near)], lambda xy: np.column_stack(change.transform(*xy.T)))
     inside = shapely.intersects(shapely.envelope(moved), shapely.box(*bounds_in(profile, profile["crs"])))
     return moved[inside]
-
-
-@lru_cache(maxsize=8)
-def read_polygons(path: Path, _changed: int) -> tuple[np.ndarray, shapely.STRtree, rasterio.crs.CRS]:
-    """(polygons, their tree, CRS) of the first layer of a vector file that has polygons; kept until the file changes.
-
-    InputError: missing, unreadable, no CRS, no polygon in it, or other geometries than polygons.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: not found; correct --labels")
-    try:
-        layers = [name for name, kind in pyogrio.list_layers(path) if kind is None or kind in ("Unknown", "")
-                  or "Polygon" in kind or "Collection" in kind]  # fmt: skip
-        meta, _, geometry, _ = pyogrio.raw.read(path, layer=layers[0] if layers else None, columns=[], force_2d=True)
-        shapes = shapely.from_wkb(geometry) if geometry is not None else np.array([], object)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.GEOSException) as error:
-        raise InputError(f"{path}: cannot be read as polygons ({error}); export it again") from error
-    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
-    if not len(shapes):
-        raise InputError(f"{path}: holds no polygon; give the file that has them, or raster labels")
-    flat = np.isin(shapely.get_type_id(shapes), [3, 6])  # Polygon, MultiPolygon
-    if not flat.all():
-        kind = shapes[~flat][0].geom_type
-        raise InputError(f"{path}: holds a {kind} among its polygons ({(~flat).sum()} of {len(flat)}); remove them")
-    if not meta["crs"]:
-        raise InputError(f"{path}: has no CRS; add it (for a Shapefile the .prj file)")
-    return shapes, shapely.STRtree(shapes), rasterio.crs.CRS.from_user_input(meta["crs"])
 
 
 def compare_labels(rows, first, second, *, label_map=None, iou: float = 0.3, min_blob: int = 0) -> pd.DataFrame:

@@ -7,11 +7,13 @@ may open a file, and of a .vrt only what mosaics need is taken: bands made of fi
 
 import warnings
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning
 
 from common.datasets.limits import check_file, within
@@ -32,6 +34,8 @@ ELEMENTS = {"VRTDataset", "SRS", "GeoTransform", "GCPList", "GCP", "Metadata", "
             "SimpleSource", "ComplexSource", "AveragedSource", "NoDataFromMaskSource", "SourceFilename", "SourceBand",
             "SourceProperties", "SrcRect", "DstRect", "NODATA", "ScaleOffset", "ScaleRatio", "UseMaskBand", "Exponent",
             "SrcMin", "SrcMax", "DstMin", "DstMax", "LUT", "ColorTableComponent"}  # fmt: skip
+# What GDAL reads of a header when it is asked; a fault there is no RasterioError
+LATE = ("colorinterp", "descriptions", "mask_flag_enums", "nodatavals", "scales", "offsets")
 DOMAINS = ("", "IMAGE_STRUCTURE", "COLOR_PROFILE", "RPC")  # of metadata; that of GEOLOCATION names files
 
 
@@ -64,6 +68,9 @@ def open_within(path: Path, home: Path, seen: set[Path], depth: int) -> rasterio
     except InputError:
         file.close()
         raise
+    except CPLE_BaseError as error:
+        file.close()
+        raise InputError(f"{path}: its header is damaged ({error}); write or download it again") from error
     return file
 
 
@@ -100,7 +107,7 @@ def check_beside(path: Path) -> None:
                     warnings.simplefilter("ignore", NotGeoreferencedWarning)
                     with rasterio.open(beside, driver="GTiff") as file:
                         check_header(beside, file)
-            except (rasterio.errors.RasterioError, OSError) as error:
+            except (rasterio.errors.RasterioError, CPLE_BaseError, OSError) as error:
                 raise InputError(f"{beside}: GDAL would read it with {path.name} ({error}); remove it") from error
     for suffix in BESIDE:
         beside = Path(f"{path}{suffix}")
@@ -122,6 +129,11 @@ def check_header(path: Path, file: rasterio.DatasetReader) -> None:
         within(path, "block", rows * columns * np.dtype(kind).itemsize * whole)
         within(path, "blocks", -(-file.height // rows) * -(-file.width // columns))
     check_place(path, file)
+    for name in LATE:  # once for faults of what is not read (a mask, overviews), which surface at any later call
+        with suppress(CPLE_BaseError):
+            getattr(file, name)
+    for name in LATE:
+        getattr(file, name)
 
 
 def read_whole(file: rasterio.DatasetReader, numbers: int | list[int]) -> np.ndarray:

@@ -132,6 +132,8 @@ def find_stamp(image: np.ndarray) -> np.ndarray:
     """
     height, width = image.shape[:2]
     found = np.zeros((height, width), bool)
+    if height < 5:
+        return found
     for top, bottom in ((0, height // 5), (height - height // 5, height)):
         hsv = cv2.cvtColor(image[top:bottom], cv2.COLOR_RGB2HSV)
         line = stamp_line(cv2.inRange(hsv, *STAMP_SEED))

@@ -52,7 +52,7 @@ def open_slice(path: str) -> np.ndarray:
         tile = read_npy(path, mapped=True)
     except FAULTS as error:
         raise InputError(f"{path}: not a readable npy tile ({short(error)}); prepare the folder again") from error
-    if tile.ndim != 3:
+    if tile.ndim != 3 or not tile.size:
         raise InputError(f"{path}: a tile of shape {tile.shape}, not (bands, height, width); prepare the folder again")
     return tile
 

@@ -26,7 +26,8 @@ GB = 2**30
 MEMORY = 4 * GB  # of address space, beyond what the process had; common/datasets/limits.py promises it
 CEILING = 8 * GB  # where the system refuses, so that a fault of ours does not end the machine
 SECONDS, PATIENCE = 30, 180  # of computing, and by the clock
-NO_ROOM = re.compile(r"allocat|out ?of ?memory|insufficient memory|MemoryError", re.IGNORECASE)
+# libtiff says it is out of memory where it refuses to take any for a number that it does not believe
+NO_ROOM = re.compile(r"allocat|out ?of ?memory(?! reading of)|insufficient memory|MemoryError", re.IGNORECASE)
 FOLLOWED = ("/common/", "/tifffile/", "/numpy/lib/", "/zipfile")  # where new lines count as new ways
 PROGRESS = struct.Struct("<qqqq")  # input in work or -1, read, refused, most address space
 
@@ -143,7 +144,8 @@ def silence() -> None:
 
 
 def run_inputs(target: Target, corpus: Path, shared, first: int, inputs: int, seed: int) -> int:
-    lines, read, refused, before = Lines(), 0, 0, address_space()[0]
+    lines, read, refused = Lines(), 0, 0
+    before = warmed_up(target, corpus / "input")
     pool = [*target.samples, *(unpack(path) for path in sorted(corpus.glob("*.kept"), key=number_of))]
     for number in range(first, inputs):
         shared[: PROGRESS.size] = PROGRESS.pack(number, read, refused, address_space()[1] - before)
@@ -164,6 +166,15 @@ def run_inputs(target: Target, corpus: Path, shared, first: int, inputs: int, se
             (corpus / f"{number}.kept").write_bytes(pack(files))
     shared[: PROGRESS.size] = PROGRESS.pack(-1, read, refused, address_space()[1] - before)
     return 0
+
+
+def warmed_up(target: Target, home: Path) -> int:
+    """Address space once a sound sample was read: libraries take threads and buffers at their first call."""
+    shutil.rmtree(home, ignore_errors=True)
+    lay_out(target.samples[0], home)
+    with contextlib.suppress(Exception):
+        target.read(home)
+    return address_space()[1]
 
 
 def judge(read: Callable, home: Path, lines: Lines, before: int, *, sound: bool) -> str:

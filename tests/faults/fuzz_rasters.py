@@ -164,7 +164,10 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     out = args.out or Path(tempfile.mkdtemp(prefix="fuzz-"))
     chosen = [target for target in targets() if not args.only or target.name in args.only]
-    results = [fuzz(target, out, inputs=args.inputs, seed=args.seed) for target in chosen]
+    results = []
+    for target in chosen:
+        print(f"{target.name} …", file=sys.stderr, flush=True)
+        results.append(fuzz(target, out, inputs=args.inputs, seed=args.seed))
     for result in results:
         for number, said in result.faults:
             print(f"== {result.name} input {number} ({out / result.name / str(number)}.input)\n{said.strip()}\n")

@@ -133,7 +133,7 @@ def layer_samples() -> list[dict]:
     grid, array = {"grid.tif": tif(values((1, SIDE, SIDE)))}, values((1, SIDE, SIDE))
     moved = from_origin(500_001, 7_600_000, 4, 4)
     kinds = [tif(array), tif(array, place=moved), tif(array.astype("float32"), place=moved, nodata=5, compress="lzw"),
-             tif(array, crs="EPSG:3413", place=from_origin(-1_900_000, 500_000, 900_000, 900_000)),
+             tif(array, crs="EPSG:4326", place=from_origin(-135.0001, 68.5125, 1e-4, 1e-4)),
              tif(array, crs=None),
              tif(array, crs="EPSG:32609", place=from_origin(200_000, 7_650_000, 9_000, 9_000))]  # fmt: skip
     return [{**grid, "a.tif": kind} for kind in kinds]

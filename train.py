@@ -10,20 +10,22 @@ import argparse
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from common.datasets.folds import TEST, UNUSED, check_groups, folds_hash, join_folds, read_folds, write_folds
 from common.engine import budget, runs
 from common.engine import device as devices
-from common.engine.batch_size import AUTO, known_batch_size, measure_batch_size
+from common.engine.bad_steps import MODES
+from common.engine.batch_size import AUTO, measure_batch_size, settle_batch_size, until_it_fits
 from common.engine.check import check_recipe
 from common.engine.checkpoint import build, checkpoint_file
 from common.engine.clock import Clock
 from common.engine.experiments import LOCAL
+from common.engine.fitting import fit
 from common.engine.holding import ANOTHER_RUN, hold_all, is_held
-from common.engine.loop import Trainer, fit_closed_form
 from common.engine.rows import make_loader, predict_rows
-from common.engine.schedule import SCHEDULES, Plateau
+from common.engine.schedule import SCHEDULES
 from common.engine.tracking import Tracker, print_banner
 from common.errors import InputError, run_script
 from common.files import atomic_write
@@ -68,6 +70,11 @@ def parser_of(task):
     optimiser.add_argument("--collapse-epochs", type=int, default=3,
                            help="of predicting nothing that end a run (0 = off); those of the warm-up count once "
                            "something was found")  # fmt: skip
+    optimiser.add_argument("--on-nan", choices=MODES, default="stop",
+                           help="a loss, gradient or weight is not finite: end; leave the step out; or go back to "
+                           "last.pt with half the learning rate, where the same rows come again")  # fmt: skip
+    optimiser.add_argument("--spike-factor", type=float, default=0.0,
+                           help="a loss above so many times its running median is as bad (0 = never)")  # fmt: skip
     optimiser.add_argument("--use", choices=("ema", "last", "best"), default="ema", help="weights of the predictions")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
@@ -167,12 +174,11 @@ def train_fold(session, rows, fold, folds_path, machine, clock):
     task, settings = session.task, session.settings
     folder = runs.fold_folder(settings["run"], fold)
     if settings["batch_size"] == AUTO:
-        known = known_batch_size(folder, resume=settings["resume"], force=settings["force"])
-        settings["batch_size"] = known or AUTO
+        settle_batch_size(settings, folder)
         devices.barrier()  # every process has looked before the first one writes
     if machine.main:
         # a run that was stopped may go on with another number, and from where --init lies now: a mount, say
-        free = runs.FREE | {"collapse_epochs"} | ({"init"} if settings["resume"] else set())
+        free = runs.FREE | {"collapse_epochs", "on_nan", "spike_factor"} | ({"init"} if settings["resume"] else set())
         runs.claim_fold(folder, settings, ignore=free, resume=settings["resume"], force=settings["force"])
     devices.barrier()
     if runs.is_finished(folder):
@@ -210,39 +216,6 @@ def train_fold(session, rows, fold, folds_path, machine, clock):
                                      folder=folder / "oof")  # fmt: skip
             frame = task.make_frame(predicted, spec, valid_rows)
         finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, data.facts)
-
-
-def fit(session, model, loaders, tracker, folder, header, train_rows, machine, clock):
-    """The history of epochs: the loop for what is trained by gradient, one pass for what is fitted in closed form."""
-    task, settings = session.task, session.settings
-    if getattr(model, "closed_form", False):
-        if machine.world > 1:
-            raise InputError(f"--head {settings['head']}: is fitted by one process; start train.py without torchrun")
-        groups = dict(zip(train_rows["id"], train_rows["group"], strict=True))
-        return fit_closed_form(model, loaders["train"], groups, tracker.validate, folder, header, machine.device)
-    parameters, stages = task.plan(model, settings)
-    falls = settings["schedule"] == "plateau"
-    trainer = Trainer(
-        model,
-        loaders["train"],
-        loss_fn=task.build_loss(header["spec"], settings),
-        groups=parameters,
-        stages=stages,
-        validate=tracker.validate,
-        on_epoch=tracker.epoch,
-        folder=folder,
-        header=header,
-        machine=machine,
-        clock=clock,
-        plateau=Plateau(settings["plateau_factor"], settings["plateau_patience"]) if falls else None,
-        **{
-            name: settings[name]
-            for name in ("ema_decay", "grad_clip", "accumulate", "patience", "collapse_epochs", "save_every", "seed")
-        },
-    )
-    if settings["resume"]:
-        trainer.resume()
-    return trainer.run()
 
 
 def finish(session, folder, fold, header, history, frame, valid_rows, tracker, started, machine, facts):
@@ -294,7 +267,8 @@ def main(argv=None):
     left = runs.unfinished_folds(settings["run"], folds, settings["force"])
     with hold_all([runs.fold_folder(settings["run"], fold) for fold in left], ANOTHER_RUN, machine):
         for fold in clock.through(folds, left):
-            train_fold(session, rows, fold, folds_path, machine, clock)
+            train = partial(train_fold, session, rows, fold, folds_path, machine, clock)
+            until_it_fits(train, session, runs.fold_folder(settings["run"], fold), machine)
         if not clock.stopped:
             finish_run(session, rows, known, machine)
     devices.stop_processes()

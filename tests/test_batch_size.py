@@ -200,7 +200,7 @@ def squared(outputs, batch):
 
 TASK = SimpleNamespace(plan=plan, build_loss=lambda spec, settings: squared, keep=lambda *words: None,
                        to_pred=lambda model, outputs: {"pred": outputs.mean((1, 2, 3))})  # fmt: skip
-SETTINGS = {"seed": 5, "ema_decay": 0.9, "grad_clip": 1.0, "workers": 0}
+SETTINGS = {"seed": 5, "ema_decay": 0.9, "grad_clip": 1.0, "workers": 0, "on_nan": "stop"}
 
 
 def measure(model=None, train=None, valid=None, task=TASK, **settings) -> int:

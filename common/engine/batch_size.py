@@ -25,8 +25,8 @@ FINE = 16  # the answer is at most a sixteenth smaller than the largest size tha
 FIRST_STEPS = 20  # a scaled fp16 step is left out until its scale has fallen far enough, a halving a step
 
 
-def known_batch_size(folder: Path, *, resume: bool, force: bool) -> int | None:
-    """The rows a step that a fold, or else another fold of its run, was begun with; None where none is settled.
+def known_settings(folder: Path, *, resume: bool, force: bool) -> dict | None:
+    """The settings of a fold, or else of another fold of its run, that settled the rows a step; None where none did.
 
     A start that saved nothing binds nobody unless it is resumed; a fold that is started over does not bind itself.
     """
@@ -34,10 +34,70 @@ def known_batch_size(folder: Path, *, resume: bool, force: bool) -> int | None:
         saved = any((fold / name).is_file() for name in ("last.pt", "best.pt", "finished.json"))
         binds = not force if fold == folder else saved
         if binds and (saved or resume) and (fold / "args.yaml").is_file():
-            size = runs.read_settings(fold)["batch_size"]
-            if size != AUTO:
-                return int(size)
+            known = runs.read_settings(fold)
+            if known["batch_size"] != AUTO:
+                return known
     return None
+
+
+def known_batch_size(folder: Path, *, resume: bool, force: bool) -> int | None:
+    """The rows a step that `known_settings` have."""
+    known = known_settings(folder, resume=resume, force=force)
+    return None if known is None else int(known["batch_size"])
+
+
+def settle_batch_size(settings: dict, folder: Path) -> None:
+    """Put the number that is known in the place of auto, and the batches a step that memory made of those asked for."""
+    known = known_settings(folder, resume=settings["resume"], force=settings["force"])
+    if known is None:
+        return
+    settings["batch_size"] = int(known["batch_size"])
+    times, rest = divmod(int(known["accumulate"]), settings["accumulate"])
+    if times > 1 and not rest and not times & (times - 1):  # a power of two, as halvings leave it
+        settings["accumulate"] *= times
+
+
+def until_it_fits(train: Callable, session, folder: Path, machine: Machine) -> None:
+    """Call train(); where its memory does not suffice and --batch-size is auto, again with batches half as large.
+
+    Twice as many of them then make an optimizer step, args.yaml keeps both numbers, and the fold goes on from its
+    last.pt. InputError, in a line, where the size was given, where one row is too much, and in several processes.
+    """
+    settings = session.settings
+    before = {name: settings[name] for name in ("resume", "force")}
+    while said := out_of_memory(train):
+        gc.collect()
+        release_memory(machine.device)
+        halve(settings, said, folder, machine, auto=session.args.batch_size == AUTO)
+        settings |= {"resume": True, "force": False}
+    settings |= before
+
+
+def out_of_memory(train: Callable) -> str:
+    """What was said where train() ran out of memory; "" where it did not. It holds no tensor of the step any more."""
+    try:
+        train()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return (str(error).splitlines() or ["out of memory"])[0][:100]
+    return ""
+
+
+def halve(settings: dict, said: str, folder: Path, machine: Machine, *, auto: bool) -> None:
+    """Half the rows a step and twice the batches of an optimizer step, said and kept; else the InputError for it."""
+    size, accumulate = settings["batch_size"], settings["accumulate"]
+    fewer = {"batch_size": size // 2, "accumulate": 2 * accumulate}
+    words = f"--batch-size {size // 2} --accumulate {2 * accumulate}"
+    said = f"{folder}: a batch of {size} rows does not fit into memory ({said})"
+    if size < 2:
+        raise InputError(f"{said}; take a smaller --crop or model")
+    if not auto or machine.world > 1:
+        again = "" if machine.world > 1 else ", or --resume --batch-size auto goes on with half of it"
+        raise InputError(f"{said}; start over with {words} --force{again}")
+    settings |= fewer
+    runs.keep_settings(folder, settings)
+    print(f"{said}: from the last saved epoch on with {words}")
 
 
 def measure_batch_size(task, model, train, valid, collate, spec: dict, settings: dict, machine: Machine) -> int:
@@ -154,6 +214,8 @@ class Rehearsal:
         groups, stages = self.task.plan(model, self.settings)
         still = [{**group, "lr": 0.0} for group in groups]
         options = {name: self.settings[name] for name in ("ema_decay", "grad_clip", "seed")}
+        # a bad batch is the training's business where it has an answer to it
+        options["on_nan"] = "stop" if self.settings["on_nan"] == "stop" else "off"
         trainer = Trainer(model, None, loss_fn=self.task.build_loss(self.spec, self.settings), groups=still,
                           stages=stages, validate=None, folder=Path(), header={}, machine=self.machine,
                           **options)  # fmt: skip

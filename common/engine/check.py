@@ -5,6 +5,7 @@ import yaml
 
 from common.engine.batch_size import AUTO, measure_batch_size
 from common.engine.device import autocast, to_device
+from common.engine.lone_rows import lone_row
 from common.engine.rows import make_loader
 
 
@@ -33,7 +34,7 @@ def check_recipe(task, settings: dict, train_rows, machine, folder) -> float:
     parameters, _ = task.plan(model, settings)
     model.to(machine.device).train()
     batch = to_device(batch, machine.device) | {"epoch": 0}
-    with autocast(machine.device, machine.amp):
+    with autocast(machine.device, machine.amp), lone_row(model, len(batch["id"]), seldom=False):
         outputs = model(batch["image"])
     parts = task.build_loss(spec, settings)(outputs, batch)
     parts["loss"].backward()

@@ -21,7 +21,7 @@ SLACK = 500_000_000  # numbers a model may make on its way beside its weights (V
 WEIGHTS = ("ema", "last", "best")  # --use: the last epoch's average, the last epoch's own, the best epoch's
 # of a checkpoint what training alone needs, and the state dicts, of which a slim one keeps one
 TRAINING = {"ema", "optimizer", "scaler", "plateau", "history", "best_score", "since_best", "next_epoch",
-            "global_step", "rng"}  # fmt: skip
+            "global_step", "guard", "rng"}  # fmt: skip
 
 
 def plain(value):

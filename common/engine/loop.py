@@ -17,10 +17,13 @@ from tqdm import tqdm
 
 from common.engine import budget
 from common.engine import device as device_module
+from common.engine.bad_steps import REWINDS, BadStep, Guard, broken_weight
 from common.engine.checkpoint import load_training, save_checkpoint
 from common.engine.clock import Clock, OutOfTime
-from common.engine.device import Machine, autocast, peak_memory_gb, rng_state, set_rng_state, to_device
+from common.engine.device import Machine, autocast, peak_memory_gb, to_device
+from common.engine.lone_rows import lone_row
 from common.engine.schedule import Plateau, Stage, set_lr, stage_at
+from common.engine.training_state import own_state, restore, resume_state, stored, unstored
 from common.errors import InputError
 from common.files import atomic_write
 
@@ -55,6 +58,8 @@ class Trainer:
         on_epoch=None,
         plateau: Plateau | None = None,
         clock: Clock | None = None,
+        on_nan: str = "stop",
+        spike_factor: float = 0.0,
     ):
         device = machine.device
         self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
@@ -68,6 +73,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
         self.ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
+        self.guard, self.start = Guard(on_nan, spike_factor, machine), None
         self.net, self.stage_number = model, None
         self.history: list[dict] = []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
@@ -81,6 +87,8 @@ class Trainer:
         """Train from next_epoch to the end, to early stopping or until the clock says that time is out; returns the
         history, a dict an epoch."""
         self.check_collapse()  # of a run that is resumed
+        if self.guard.mode == "rewind" and not self.history:  # until there is a checkpoint to go back to
+            self.start = stored(self)
         while self.next_epoch < self.epochs and not self.stopped_early():
             epoch = self.next_epoch
             self.enter_stage(epoch)
@@ -88,8 +96,12 @@ class Trainer:
                 break
             try:
                 record = self.train_epoch(epoch)
+                self.check_weights(epoch)
             except OutOfTime:  # the weights are between two epochs: last.pt stays what it is
                 break
+            except BadStep as bad:
+                self.rewind(bad)
+                continue
             trained = budget.now()
             record |= self.validate(self.evaluated, epoch)
             self.finish_epoch(epoch, record)
@@ -112,6 +124,29 @@ class Trainer:
                 "for; take a loss that weighs misses more, a smaller --lr, or --collapse-epochs 0 to go on regardless"
             )
 
+    def check_weights(self, epoch: int) -> None:
+        """Weights that are not finite are never saved, nor validated: InputError, or BadStep where that goes back."""
+        if name := broken_weight([self.model, self.evaluated], self.machine):
+            said = f"weights are not finite ({name}) after epoch {epoch + 1}"
+            if self.guard.mode == "rewind":
+                raise BadStep(said)
+            raise InputError(f"{said}; lower --lr, set --amp off or give --on-nan rewind; last.pt is untouched")
+
+    def rewind(self, bad: BadStep) -> None:
+        """Go back to last.pt, or to the start where there is none yet, and on with half the learning rate."""
+        content = self.last_content()
+        if content is None:
+            content = unstored(self.start)
+        device_module.barrier()  # all have read it
+        rewinds = self.guard.next_rewind(bad)
+        restore(self, content)
+        self.guard.rewinds = rewinds  # of all that led here, of which last.pt knows those before it
+        self.stage_number = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.machine.main:
+            back = f"rewind {rewinds} of {REWINDS} to the end of epoch {self.next_epoch}"
+            tqdm.write(f"{bad}: {back}, learning rate times {self.guard.scale:g} from there on")
+
     def stopped_early(self) -> bool:
         return bool(self.patience) and self.since_best >= self.patience
 
@@ -133,6 +168,7 @@ class Trainer:
         self.model.train()
         self.loader.batch_sampler.epoch = epoch
         steps, sums, rows, waited = len(self.loader), {}, 0, 0.0
+        self.guard.begin_epoch(-(-steps // self.accumulate))
         started = asked = time.perf_counter()
         bar = tqdm(
             self.loader,
@@ -142,9 +178,9 @@ class Trainer:
         )
         for step, batch in enumerate(bar):
             waited += time.perf_counter() - asked
-            lr = set_lr(self.optimizer, self.stages, epoch, step, steps, self.plateau)
+            lr = set_lr(self.optimizer, self.stages, epoch, step, steps, self.plateau, self.guard.scale)
             parts = self.train_step(batch, epoch, step, steps)
-            count = self.loader.batch_sampler.rows_of(step)
+            count = self.loader.batch_sampler.rows_of(step) if parts else 0
             rows += count
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + float(value) * count
@@ -155,46 +191,63 @@ class Trainer:
         seconds = time.perf_counter() - started
         means = {f"train_{key}": value / max(rows, 1) for key, value in sums.items()}
         speed = {"lr": lr, "sec": seconds, "images_s": rows / seconds, "wait": waited / seconds}
-        return {"epoch": epoch + 1, "step": self.global_step, **means, **speed}
+        left_out = self.guard.end_epoch(epoch, self.machine.main)
+        return {"epoch": epoch + 1, "step": self.global_step, **means, **speed, **left_out}
 
     def say_estimate(self, epoch_seconds: float) -> None:
         total = epoch_seconds * self.epochs
         tqdm.write(f"estimate: {epoch_seconds:.0f} s an epoch, {total / 60:.1f} min for {self.epochs} epochs")
 
     def train_step(self, batch: dict, epoch: int, step: int, steps: int) -> dict:
-        """Forward, loss in fp32, backward; the optimizer steps every `accumulate` batches and at the epoch's end."""
+        """Forward, loss in fp32, backward; the optimizer steps every `accumulate` batches and at the epoch's end.
+
+        {} for a batch that is left out with its optimizer step.
+        """
         torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, step, self.machine.rank]).generate_state(1)[0]))
         batch = to_device(batch, self.device) | {"epoch": epoch}
         first = step - step % self.accumulate
         together = min(self.accumulate, steps - first)
         last = step == first + together - 1
+        if step == first:
+            self.guard.begin_step(self.model)
+        elif self.guard.spoilt:
+            return {}
+        where = f"epoch {epoch + 1}, step {step + 1}, rows {' '.join(batch['id'])}"
         sync = self.net.no_sync() if self.machine.world > 1 and not last else contextlib.nullcontext()
         with sync:
-            with autocast(self.device, self.amp):
+            seldom = self.loader is not None and self.loader.batch_sampler.rows_of(0) > self.machine.world
+            with autocast(self.device, self.amp), lone_row(self.model, len(batch["id"]), seldom=seldom):
                 outputs = self.net(batch["image"])
             parts = self.loss_fn(outputs, batch)
-            if not torch.isfinite(parts["loss"]):
-                raise InputError(
-                    f"loss is not finite ({parts['loss'].item()}) at epoch {epoch + 1}, step {step + 1}, rows "
-                    f"{' '.join(batch['id'])}; look at these rows, lower --lr or set --amp off; last.pt is untouched"
-                )
+            if self.guard.judge(self.guard.wrong_loss(parts["loss"]), where):
+                return self.leave_out()
             self.scaler.scale(parts["loss"] / together).backward()
-        if last:
-            self.optimizer_step()
+        if last and self.guard.judge(self.optimizer_step(), where):
+            return self.leave_out()
         return {key: value.detach() for key, value in parts.items()}
 
-    def optimizer_step(self) -> None:
-        if self.grad_clip:
+    def leave_out(self) -> dict:
+        """Nothing is left of the optimizer step that a batch spoilt, its other batches included."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.undo(self.model)
+        return {}
+
+    def optimizer_step(self) -> str:
+        """Step the weights and their average; what is wrong with the gradient where it was judged and not taken."""
+        looks = self.guard.looks_at_gradients(self.scaler)
+        if self.grad_clip or looks:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(
-                (p for g in self.optimizer.param_groups for p in g["params"]), self.grad_clip
-            )
+            weights = (p for g in self.optimizer.param_groups for p in g["params"])
+            norm = torch.nn.utils.clip_grad_norm_(weights, self.grad_clip or math.inf)
+            if looks and not torch.isfinite(norm):
+                return "gradient is not finite"
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.global_step += 1
         if self.ema:
             self.ema.update(self.model, step=self.global_step)
+        return ""
 
     def finish_epoch(self, epoch: int, record: dict) -> None:
         """Book-keeping after validation: best.pt, last.pt, log.jsonl, in an order that a kill cannot break."""
@@ -210,60 +263,38 @@ class Trainer:
         if self.machine.main:
             if improved:
                 self.save("best.pt", self.evaluated.state_dict())
-            due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.clock.seconds
-            if due or self.stopped_early():  # a clock may give the next epoch up: then this one is the last
-                self.save("last.pt", self.model.state_dict(), **self.resume_state())
+            due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early()
+            # a clock may give the next epoch up: then this one is the last; best.pt may not be of epochs rewound
+            if due or self.clock.seconds or self.guard.mode == "rewind":
+                self.save("last.pt", self.model.state_dict(), **resume_state(self))
             self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
+        self.start = None
         device_module.barrier()
 
     def write_log(self) -> None:
         atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
-    def own_state(self, state: dict) -> dict:
-        """A state dict without the part that is stored once for all folds."""
-        external = self.header.get("external")
-        return {k: v for k, v in state.items() if not (external and k.startswith(external["prefix"]))}
-
     def save(self, name: str, state: dict, **more) -> None:
         content = {
             "epoch": self.next_epoch - 1,
             "score": self.history[-1]["score"],
-            "state_dict": self.own_state(state),
+            "state_dict": own_state(state, self.header.get("external")),
         }
         save_checkpoint(self.folder / name, {**self.header, **content, **more})
 
-    def resume_state(self) -> dict:
-        return {
-            "ema": self.own_state(self.ema.module.state_dict()) if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.state_dict() if self.plateau else None,
-            "history": self.history,
-            "best_score": self.best,
-            "since_best": self.since_best,
-            "next_epoch": self.next_epoch,
-            "global_step": self.global_step,
-            "rng": rng_state(),
-        }
+    def last_content(self) -> dict | None:
+        """What last.pt holds; None where there is none yet."""
+        path = self.folder / "last.pt"
+        return load_training(path) if path.exists() else None
 
     def resume(self) -> None:
         """Go on from last.pt; where there is none yet, from the start."""
-        path = self.folder / "last.pt"
-        if not path.exists():
+        content = self.last_content()
+        if content is None:
             return
-        content = load_training(path)
-        load_own(self.model, content["state_dict"], content.get("external"))
-        if self.ema:
-            load_own(self.ema.module, content["ema"], content.get("external"))
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        if self.plateau:
-            self.plateau.load_state_dict(content["plateau"])
-        self.history, self.best, self.since_best = content["history"], content["best_score"], content["since_best"]
-        self.next_epoch, self.global_step = content["next_epoch"], content["global_step"]
-        set_rng_state(content["rng"])
+        restore(self, content)
         if self.machine.main:
             self.write_log()  # a kill between last.pt and the log would leave the log a line short for good
 
@@ -271,26 +302,3 @@ class Trainer:
 def rounded(value: float) -> float:
     """To six decimals, small ones to four digits: a share of a few pixels is not nothing, and a rate not 0."""
     return round(value, 6) if not abs(value) < 1e-3 else float(f"{value:.4g}")
-
-
-def load_own(model: torch.nn.Module, state: dict, external: dict | None) -> None:
-    """Load a state dict whose external part (a frozen backbone) is already in the model."""
-    result = model.load_state_dict(state, strict=False)
-    missing = [key for key in result.missing_keys if not (external and key.startswith(external["prefix"]))]
-    if missing or result.unexpected_keys:
-        raise InputError(f"last.pt does not fit the model: {(missing + result.unexpected_keys)[:3]}; use --force")
-
-
-def fit_closed_form(model, loader, groups: dict, validate, folder: Path, header: dict, device) -> list[dict]:
-    """Fit a model that needs one pass over the rows (`fit_rows`), and write what a trained fold would have."""
-    started = time.perf_counter()
-    model.to(device).eval()
-    model.fit_rows(loader, groups, device)
-    seconds = time.perf_counter() - started
-    record = {"epoch": 1, "step": 0, "sec": round(seconds, 3), **validate(model, 0), "gb": peak_memory_gb(device)}
-    record["best"] = record["score"]
-    content = {**header, "epoch": 0, "score": record["score"], "state_dict": model.state_dict(), "ema": None}
-    for name in ("best.pt", "last.pt"):
-        save_checkpoint(folder / name, {**content, "history": [record], "next_epoch": 1})
-    atomic_write(folder / "log.jsonl", json.dumps(record) + "\n")
-    return [record]

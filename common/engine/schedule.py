@@ -68,10 +68,18 @@ class Plateau:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
-def set_lr(optimizer, stages: list[Stage], epoch: int, step: int, steps: int, plateau: Plateau | None = None) -> float:
+def set_lr(
+    optimizer,
+    stages: list[Stage],
+    epoch: int,
+    step: int,
+    steps: int,
+    plateau: Plateau | None = None,
+    scale: float = 1.0,
+) -> float:
     """Set the rate of every parameter group ("lr0" is its own rate, "part" its part); returns the largest.
 
-    With a plateau its factor takes the place of the cosine after the warm-up.
+    With a plateau its factor takes the place of the cosine after the warm-up. scale: a factor on all of it.
     """
     _, stage, done = stage_at(stages, epoch)
     progress = done + (step + 1) / steps
@@ -80,5 +88,5 @@ def set_lr(optimizer, stages: list[Stage], epoch: int, step: int, steps: int, pl
     else:
         factor = plateau.factor * min(1.0, progress / stage.warmup if stage.warmup else 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = group["lr0"] * factor * stage.scale.get(group["part"], 1.0)
+        group["lr"] = group["lr0"] * scale * factor * stage.scale.get(group["part"], 1.0)
     return max(group["lr"] for group in optimizer.param_groups)

@@ -157,15 +157,15 @@ def test_full_shared_memory_ends_an_inference(tiny_copy, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("size", ["4k", "160k", "250k", "400k", "800k"])
+@pytest.mark.parametrize("size", ["4k", "160k", "400k"])
 @pytest.mark.parametrize("home, module", [("tiles_empty", "tiny_tiles"), ("slumps_empty", "tiny_rts"),
                                           ("hills_empty", "tiny_landslide")])  # fmt: skip
 def test_full_shared_memory_ends_the_training_of_maps(request, tmp_path, home, module, size):
     folder, small = request.getfixturevalue(home), __import__(module).QUICK
-    words = ("--data", "data", *small, "--fold", "0", "--workers", "2", "--crop", "96", "--run", "new")
+    words = ("--data", "data", *small, "--fold", "0", "--workers", "2", "--run", "new")
     code, said = with_shared_memory(size, lambda: tiny_data.call("train", *words, cwd=folder), tmp_path / "said")
     assert code == 0 or (code == 2 and "/dev/shm" in error_line(said)), said[-3000:]
-    assert code == 2 or size not in ("4k", "160k")
+    assert code == 2 or size != "4k"
 
 
 class Numbers(Dataset):

@@ -623,6 +623,8 @@ def test_two_processes_never_map_a_scene_twice(home, calls, capsys):
     assert "another process is mapping it" in own and other.count("mapped before") == len(made[0])
     assert log.stat().st_size + calls() == 4 * each
     assert len(list(targets.iterdir())) == 16
+    for path in (home / "plain/scenes").iterdir():  # by one process alone
+        assert (targets / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_mapped_before_and_other_models(home, capsys, calls):

@@ -57,9 +57,7 @@ def parser_of(task):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
-    machine.add_argument(
-        "--batch-size", type=positive, help="rows a process (default: as in training, up to 4 of scenes)"
-    )
+    machine.add_argument("--batch-size", type=positive, help="rows a process (default: as in training, scenes up to 4)")
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=False, help="keep decoded images for the next call")
     task.add_arguments(parser, "infer")

@@ -12,7 +12,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [path for path in (str(HERE), str(HERE.parents[1])) if path not in sys.path]
 
 from fuzz_engine import Result, Target, fuzz, table  # noqa: E402
-from text_mutations import CANARY, any_checkpoint, any_tensors, any_text  # noqa: E402
+from pickle_mutations import CANARY, any_checkpoint, any_tensors  # noqa: E402
+from text_mutations import any_text  # noqa: E402
 from text_seeds import formats  # noqa: E402
 
 MUTATIONS = {".pt": any_checkpoint, ".pth": any_checkpoint, ".safetensors": any_tensors}

@@ -9,6 +9,7 @@ import sqlite3
 
 import fuzz_tables
 import pandas as pd
+import pickle_mutations
 import pytest
 import text_mutations
 import timm
@@ -241,23 +242,23 @@ def test_a_geopackage_whose_layer_is_a_program(tmp_path):
 # checkpoints
 
 
-@pytest.mark.parametrize("number", range(len(text_mutations.EVIL)))
+@pytest.mark.parametrize("number", range(len(pickle_mutations.EVIL)))
 @pytest.mark.parametrize("read", [load_checkpoint, torch_files.read_torch])
 def test_nothing_evil_is_executed_or_held(tmp_path, number, read):
     whole = io.BytesIO()
     torch.save({"format": 1, "spec": {}, "state_dict": {}}, whole)
-    (tmp_path / "a.pt").write_bytes(text_mutations.EVIL[number](whole.getvalue()))
+    (tmp_path / "a.pt").write_bytes(pickle_mutations.EVIL[number](whole.getvalue()))
     options = {} if read is load_checkpoint else {"remedy": "fetch it again"}
     with pytest.raises(InputError, match="a.pt: "):
         read(tmp_path / "a.pt", **options)
-    assert not text_mutations.CANARY.exists()
+    assert not pickle_mutations.CANARY.exists()
 
 
 def test_the_canary_sings(tmp_path):
     """A pickle of this kind is executed where it is loaded without care."""
-    pickle.loads(pickle.dumps(text_mutations.Evil()))
-    assert text_mutations.CANARY.is_dir()
-    text_mutations.CANARY.rmdir()
+    pickle.loads(pickle.dumps(pickle_mutations.Evil()))
+    assert pickle_mutations.CANARY.is_dir()
+    pickle_mutations.CANARY.rmdir()
 
 
 def test_the_frozen_part_lies_beside_the_run(tmp_path):

@@ -1,19 +1,17 @@
-"""Damage to tables, settings, facts and checkpoints: of any bytes, of words, lines and columns, and of pickles."""
+"""Damage to tables, settings and facts: of any bytes, of values, words, lines and columns."""
 
+import contextlib
+import csv
 import io
-import os
-import pickle
+import json
 import random
 import re
-import tarfile
-import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
+import yaml
 from raster_mutations import any_bytes
 
-CANARY = Path(tempfile.gettempdir()) / f"landfold-executed-{os.getpid()}"  # made by a pickle that was executed
 WORDS = (
     "", " ", "0", "-1", "3", "1.5", "1e999", "-1e999", "inf", "-inf", "nan", "NaN", "Infinity", "1_000", "0x10",
     "1e308", "-1e-320", "99999999999999999999", "9" * 5000, "9007199254740993", "1,5", "true", "null", "~", "None",
@@ -24,6 +22,7 @@ WORDS = (
     "0/0/0", "1:60:60", "!!python/object/apply:os.mkdir [executed]", "!!binary x", "!!int x", "&a [*a]", "*a", "<<: *a",
     "? [a]", "!!set {a}", '{"type": "Point"}', "1e", "+5", "０", "id", "fold", "__",
 )  # fmt: skip
+LARGE = 200_000  # bytes: what has grown so long is not taken apart again
 WORD = re.compile(r"[\w.+-]+|[^\w\s]")
 PAIRS = list(zip("abcdefghi", "bcdefghij", strict=True))
 LAUGHS = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]"] + [
@@ -32,8 +31,19 @@ MERGES = "\n".join(["a: &a {x: 1}"] + [
     f"{name}: &{name} {{<<: [{', '.join(['*' + before] * 9)}]}}" for before, name in PAIRS])  # fmt: skip
 
 
-def any_text(_name: str, data: bytes, draws: random.Random) -> bytes:
-    """A text file of words and lines changed, most often one word, or of any bytes."""
+PLAIN = (None, -1, 0, 3, 0.5, 2**31, 2**63, 1e300, 1e999, float("nan"), "", "x", "../x", "1_000", "auto", True,
+         False,
+         [], {}, [[]], [None], ["x", 3], [1e999], {"a": 1}, {"a": {"b": []}}, list(range(40)), [[[0.5, 0.5]]])  # fmt: skip
+
+
+def any_text(name: str, data: bytes, draws: random.Random) -> bytes:
+    """A file of text changed: a value of it, most often, so that it can still be read; words, lines or bytes."""
+    if len(data) > LARGE:
+        return any_bytes(data, draws)
+    form = Path(name).suffix
+    if form in CHANGES and draws.random() < 0.6:
+        with contextlib.suppress(Exception):  # what is damaged already has no values
+            return CHANGES[form](data.decode(), draws).encode()
     way = draws.random()
     if way < 0.2:
         return any_bytes(data, draws)
@@ -42,6 +52,58 @@ def any_text(_name: str, data: bytes, draws: random.Random) -> bytes:
     text = data.decode("utf-8", "surrogateescape")
     changed = change_word(text, draws) if way < 0.7 else draws.choice(LINES)(text, draws)
     return changed.encode("utf-8", "surrogatepass" if "\ud800" in changed else "surrogateescape")
+
+
+def change_cell(text: str, draws: random.Random) -> str:
+    """A table with one or all cells of a column another word, or that of another cell."""
+    rows = list(csv.reader(io.StringIO(text)))
+    at, column, known = draws.randrange(1, len(rows)), draws.randrange(len(rows[0])), draws.choice(rows[1:])
+    word = draws.choice(
+        (draws.choice(WORDS), draws.choice(known), known[column], rows[at][column] + draws.choice("0 e-/"))
+    )
+    for row in [rows[at]] if draws.random() < 0.7 else rows[1:]:
+        row[column] = word
+    kept = io.StringIO()
+    csv.writer(kept, lineterminator="\n").writerows(rows)
+    return kept.getvalue()
+
+
+def change_leaf(content, draws: random.Random):
+    """The same with one value in it changed, taken out, or given another name."""
+    home = content
+    while True:
+        places = list(home) if isinstance(home, dict) else list(range(len(home)))
+        place = draws.choice(places)
+        if isinstance(home[place], (dict, list)) and home[place] and draws.random() < 0.75:
+            home = home[place]
+            continue
+        way = draws.random()
+        value = home.pop(place) if way < 0.3 else home[place]
+        if way > 0.15:
+            new = draws.choice(PLAIN) if way > 0.3 else value
+            if isinstance(home, list):
+                home[place:place] = [new]
+            else:
+                home[draws.choice(WORDS) if way < 0.2 else place] = new
+        return content
+
+
+def change_yaml(text: str, draws: random.Random) -> str:
+    return yaml.safe_dump(change_leaf(yaml.safe_load(text), draws))
+
+
+def change_json(text: str, draws: random.Random) -> str:
+    return json.dumps(change_leaf(json.loads(text), draws))
+
+
+def change_lines_of_json(text: str, draws: random.Random) -> str:
+    lines = text.splitlines()
+    at = draws.randrange(len(lines))
+    return "\n".join([*lines[:at], change_json(lines[at], draws), *lines[at + 1 :]])
+
+
+CHANGES = {".csv": change_cell, ".yaml": change_yaml, ".json": change_json, ".geojson": change_json,
+           ".jsonl": change_lines_of_json}  # fmt: skip
 
 
 def change_word(text: str, draws: random.Random) -> str:
@@ -122,133 +184,3 @@ def packed(data: bytes) -> bytes:
     with zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train.csv", data)
     return kept.getvalue()
-
-
-# checkpoints
-
-
-class Evil:
-    """What is executed where a pickle is loaded without care."""
-
-    def __reduce__(self):
-        return os.mkdir, (str(CANARY),)
-
-
-class Call:
-    """A name that torch allows, asked for more memory than there is."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-VALUES = (
-    None, -1, 0, 2**31, 2**62, 1e999, float("nan"), "", "tiny", "../../etc/passwd", "hf-hub:a/b", [], {}, [[]], True,
-    b"x", {"a": {}}, list(range(50)), torch.zeros(0), torch.ones(3), torch.ones(1).expand(10**9, 10**6),
-)  # fmt: skip
-
-
-def any_checkpoint(_name: str, data: bytes, draws: random.Random) -> bytes:
-    """A file of torch with bytes, records or values changed, or one that is evil."""
-    way = draws.random()
-    if way < 0.35:
-        return any_bytes(data, draws)
-    if way < 0.75:
-        return changed_values(data, draws)
-    if way < 0.9:
-        return changed_records(data, draws)
-    return draws.choice(EVIL)(data)
-
-
-def loaded(data: bytes):
-    """Its content, an empty dict where it is damaged already. (These bytes are our own: of the samples.)"""
-    try:
-        return torch.load(io.BytesIO(data), weights_only=True)
-    except Exception:
-        return {}
-
-
-def saved(content, **how) -> bytes:
-    kept = io.BytesIO()
-    torch.save(content, kept, **how)
-    return kept.getvalue()
-
-
-def changed_values(data: bytes, draws: random.Random) -> bytes:
-    """One value anywhere in it changed, taken out, or given another name."""
-    content = loaded(data)
-    home = content if isinstance(content, dict) else {}
-    for _ in range(draws.randrange(4)):
-        inner = [value for value in home.values() if isinstance(value, dict) and value]
-        home = draws.choice(inner) if inner else home
-    if not isinstance(home, dict) or not home:
-        return saved(draws.choice(VALUES))
-    name, way = draws.choice(list(home)), draws.randrange(3)
-    if way == 0:
-        home.pop(name)
-    elif way == 1:
-        home[draws.choice(("spec", "state_dict", "external", "use", 5))] = home.pop(name)
-    else:
-        home[name] = draws.choice(VALUES)
-    return saved(content)
-
-
-def changed_records(data: bytes, draws: random.Random) -> bytes:
-    """A zip whose records are packed, lost, swapped, or changed inside, their checksums right."""
-    kept, how = io.BytesIO(), draws.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(kept, "w", how) as new:
-            records = {name: old.read(name) for name in old.namelist()}
-            at = draws.choice(list(records))
-            records[at] = draws.choice((any_bytes(records[at], draws), b"", draws.choice(list(records.values()))))
-            for name, content in records.items():
-                if draws.random() > 0.05:
-                    new.writestr(name, content)
-    except (zipfile.BadZipFile, IndexError, NotImplementedError, EOFError, OSError, ValueError):
-        return any_bytes(data, draws)
-    return kept.getvalue()
-
-
-def old_tar(_data: bytes) -> bytes:
-    """The first form that torch had: pickles in a .tar."""
-    kept = io.BytesIO()
-    with tarfile.open(fileobj=kept, mode="w") as archive:
-        for name in ("sys_info", "pickle", "storages", "tensors"):
-            content = pickle.dumps(Evil() if name in ("pickle", "storages", "tensors") else {"little_endian": True})
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return kept.getvalue()
-
-
-def bomb(data: bytes) -> bytes:
-    """A packed record of a gigabyte of zeros beside the sound ones."""
-    kept = io.BytesIO(data)
-    with zipfile.ZipFile(kept, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data/7", b"\0" * 2**24)
-    return kept.getvalue()
-
-
-EVIL = (
-    lambda _: pickle.dumps(Evil()),
-    lambda _: saved(Evil()),
-    lambda _: saved({"format": 1, "spec": {}, "state_dict": Evil()}),
-    lambda _: saved(Evil(), _use_new_zipfile_serialization=False),
-    lambda _: saved(Call(bytearray, 2**36)),
-    lambda _: saved({"a": Call(torch.Tensor, 2**20, 2**16)}),
-    lambda _: saved({"a": torch.ones(1).expand(10**6, 10**6)}),
-    old_tar,
-    bomb,
-    lambda data: pickle.dumps([[]] * 9) + data,
-)  # fmt: skip
-
-
-def any_tensors(_name: str, data: bytes, draws: random.Random) -> bytes:
-    """A .safetensors file: any bytes, or the words of its header."""
-    if draws.random() < 0.5 or len(data) < 9:
-        return any_bytes(data, draws)
-    size = int.from_bytes(data[:8], "little")
-    header = change_word(data[8 : 8 + size].decode("utf-8", "replace"), draws).encode("utf-8", "replace")
-    return (len(header) if draws.random() < 0.9 else 2**40).to_bytes(8, "little") + header + data[8 + size :]

@@ -6,7 +6,6 @@ python infer.py --runs RUN --scene scenes/*.tif --out preds/map       # whole ra
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,6 @@ from common.engine.rows import (
 )
 from common.engine.tta import check_views
 from common.errors import InputError, run_script
-from common.files import atomic_write
 from common.session import begin, check_trained, inside_demo, make_parser, pick_task, with_data_of
 from common.settings import duration, peek, positive
 from common.tasks import TASKS
@@ -110,6 +108,8 @@ def predict_run(session, run: Path, machine, rows, deadlines: tuple):
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
     options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run), "whole": True}
     plan, left = None, []
+    if machine.main:
+        runs.begin_set(out_folder(args))
     if args.rows == "test":
         plan = deadlines[0] and make_plan(task, loaded, views, deadlines, machine, run.name)
         folds = [(fold, model, content["spec"]) for fold, model, content in loaded]
@@ -288,7 +288,7 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str], left: dic
     some = len(sets) > 1 and any(left.values())
     frame = mean_of_predicted(task, sets, left, out / maps) if some else task.mean_sets(sets, out / maps)
     path = task.write_set(out, kind, frame)
-    atomic_write(out / "spec.json", json.dumps({"runs": facts}, indent=1) + "\n")
+    runs.finish_set(out, facts)
     print(f"predictions: {path}")
     if args.rows == "test":
         final = task.apply_post(frame, read_post(found, task), session.settings | {"data": session.data})

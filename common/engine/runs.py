@@ -17,6 +17,7 @@ from common.settings import changed_settings, write_settings
 from common.text_files import read_csv, read_json, read_yaml
 
 RUNS = Path("runs")
+SPEC = "spec.json"  # of a set of predictions: what made it
 # settings that may differ between two calls that train the same thing
 FREE = {"cache", "cache_images", "check", "data", "device_type", "expect", "fold", "folds", "force", "resume", "run"}
 FREE |= {"mlflow", "samples_every", "save_every", "tensorboard", "time_budget", "train_folds", "workers"}
@@ -71,13 +72,28 @@ def read_finished(folder: Path) -> dict:
     return line
 
 
+def begin_set(folder: Path) -> None:
+    """Say in the spec.json of a set that is there that it is being made again: killed now, it is of two makers."""
+    if (folder / SPEC).is_file():
+        atomic_write(folder / SPEC, json.dumps({"runs": [], "unfinished": True}) + "\n")
+
+
+def finish_set(folder: Path, facts: list[dict]) -> None:
+    """Write the spec.json of a set that is whole: the facts of each run that made it."""
+    atomic_write(folder / SPEC, json.dumps({"runs": facts}, indent=1) + "\n")
+
+
 def read_makers(folder: Path) -> list[dict]:
     """The runs that made a set of predictions, by the spec.json beside it: [{"run", "task", …}]; [{}] for a stranger's
     set, which has no such file. InputError where it does not say so."""
-    path = folder / "spec.json"
+    path = folder / SPEC
     if not path.is_file():
         return [{}]
-    made = read_json(path, remedy="predict again").get("runs")
+    said = read_json(path, remedy="predict again")
+    if said.get("unfinished"):
+        raise InputError(f"{folder}: infer.py was stopped while it made this set again, which is of two makers now; "
+                         "call it again")  # fmt: skip
+    made = said.get("runs")
     if not isinstance(made, list) or not made or not all(isinstance(one, dict) for one in made):
         raise InputError(f"{path}: does not name the runs that made the set; predict again")
     if not all(isinstance(one.get(name, ""), str) for one in made for name in ("run", "task", "folds_hash")):

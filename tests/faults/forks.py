@@ -169,6 +169,10 @@ def call_forked(home: Path, script: str, words, *, said: Path, point: Point | No
         status, got = wait_for(pid, reader, point)
         while new := os.read(reader, 65536):
             got += new
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     finally:
         os.close(reader)
     seconds = time.monotonic() - started

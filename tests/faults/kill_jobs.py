@@ -73,6 +73,7 @@ class Job:
     script: str
     words: tuple
     needs: str = ""
+    over: str = ""  # a set that is there already and that the call makes again, by another run
     refused: str = ""  # what a call says that was killed when all was written, and that does nothing a second time
 
 
@@ -86,6 +87,7 @@ def jobs_of(task: str) -> list[Job]:
             "runs"),
         Job("blend of test rows", task, "ensemble", ("--preds", "preds/one", "preds/two", "--data", "data", "--out",
             "out"), "preds"),
+        Job("rows of another run", task, "infer", (*infer_words(task, "two")[:-1], "preds/one"), "preds", "preds/one"),
     ]  # fmt: skip
     return jobs + MORE[task]
 
@@ -101,7 +103,7 @@ MORE: dict[str, list[Job]] = {
     "rts": [Job("two scenes", "rts", "infer", ("--runs", "one", *SCENES), "runs"),
             Job("calibration", "rts", "ensemble", ("--runs", "one", "--calibrate"), "runs"),
             Job("final test", "rts", "ensemble", ("--runs", "one", "--final-test", "preds/one"), "preds",
-                "scored before (run one")],
+                refused="scored before (run one")],
     "landslide": [
         Job("tiles of a raster", "landslide", "make_folds", ("--task", "landslide", "--data", "cut", "--raster",
             "rasters/image.tif", "--dem", "rasters/dem.tif", "--land-cover", "rasters/cover.tif", "--labels",

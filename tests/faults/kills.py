@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -126,6 +127,9 @@ class Killer:
             right = ended.code == 0 or job.refused and job.refused in ended.said
             return ended, done, again if right else again + failed
         broken = whole_files.broken_files(home, skip=("data", "scenes", "rasters"))
+        if job.over:
+            known = [self.homes.base(job.task, job.needs) / job.over, self.reference(job)[0] / job.over]
+            broken += whole_files.mixed_set(home / job.over, known)
         tally.kills, tally.inside = tally.kills + 1, tally.inside + bool(whole_files.temporary_of(home, ended.pid))
         tally.files += len(whole_files.files_of(home))
         tally.survived += not broken + again
@@ -162,6 +166,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep the homes of faults here (default: a temporary folder)")
     args = parser.parse_args()
     forks.import_scripts()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped, it says what it has found
     folder, started = args.folder or Path(tempfile.mkdtemp(prefix="kills-")), time.time()
     killer = Killer(folder, seed=args.seed, say=lambda line: print(line, flush=True))
     jobs = [job for task in args.task for job in kill_jobs.jobs_of(task)]

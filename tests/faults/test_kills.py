@@ -8,6 +8,9 @@ import kill_jobs
 import kills
 import pytest
 
+from common.engine.runs import begin_set, finish_set, read_makers
+from common.errors import InputError
+
 SEED = int(os.environ.get("KILL_SEED", 0))
 needs_fork = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kills are dealt by fork and pidfd: Linux alone")
 
@@ -46,6 +49,17 @@ def test_killed_at_random_points(killer):
     for one in tallies:
         assert one.kills == one.survived >= 3 and one.equal == one.chains > 0, one
     assert sum(one.inside for one in tallies) and sum(one.files for one in tallies)
+
+
+def test_a_set_that_is_being_made_again_is_nobodys(tmp_path):
+    """Killed while it writes over the maps of another run, infer.py leaves no set that says it is the old one."""
+    begin_set(tmp_path)
+    assert not list(tmp_path.iterdir()) and read_makers(tmp_path) == [{}], "there was no set"
+    finish_set(tmp_path, [{"run": "one", "task": "rts"}])
+    assert read_makers(tmp_path) == [{"run": "one", "task": "rts"}]
+    begin_set(tmp_path)
+    with pytest.raises(InputError, match=r"infer\.py was stopped .* call it again"):
+        read_makers(tmp_path)
 
 
 @needs_fork

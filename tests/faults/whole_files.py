@@ -18,6 +18,8 @@ from test_engine_resume import same
 
 from common.datasets.cache import MARKER
 from common.engine.checkpoint import load_checkpoint
+from common.engine.runs import read_makers
+from common.errors import InputError
 
 # in lines of JSON: what two runs of the same may differ in; the code's commit is that of the moment
 MAY_DIFFER = re.compile(r'"(sec|seconds|images_s|wait|gb|git|dirty)": [^,}\n]+')
@@ -125,6 +127,19 @@ def made_again(before: dict[Path, tuple], after: dict[Path, tuple]) -> list[str]
     gone = [path for path in before if path not in after and not path.name.endswith(".part.npz")]
     other = [path for path in before if path in after and after[path] != before[path]]
     return sorted(map(str, gone + other))
+
+
+def mixed_set(folder: Path, known: list[Path]) -> list[str]:
+    """Files of a set of predictions that are not those of the set of `known` that its spec.json says it is; none
+    where its reader refuses it."""
+    try:
+        made = read_makers(folder)
+    except InputError:
+        return []
+    own = next(one for one in known if read_makers(one) == made)
+    paths = [path for path in files_of(own) if path.suffix in (".csv", ".npz") and path.name != "submission.csv"]
+    return [f"{path} in {folder.name} is of another run" for path in paths
+            if (folder / path).read_bytes() != (own / path).read_bytes()]  # fmt: skip
 
 
 def content_of(path: Path, home: Path):

@@ -32,7 +32,8 @@ MERGES = "\n".join(["a: &a {x: 1}"] + [
 
 
 PLAIN = (None, -1, 0, 3, 0.5, 2**31, 2**63, 1e300, 1e999, float("nan"), "", "x", "../x", "1_000", "auto", True,
-         False, [], {}, [[]], [None], ["x", 3], [1e999], {"a": 1}, {"a": {"b": []}}, list(range(40)), [[[0.5, 0.5]]])  # fmt: skip
+         False, [], {}, [[]], [None], ["x", 3], [1e999], {"a": 1}, {"a": {"b": []}}, list(range(40)),
+         [[[0.5, 0.5]]])  # fmt: skip
 
 
 def any_text(name: str, data: bytes, draws: random.Random) -> bytes:

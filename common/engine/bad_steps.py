@@ -120,11 +120,11 @@ class Guard:
 def broken_weight(models: list[torch.nn.Module], machine: Machine) -> str:
     """The first weight that is NaN or infinite, or number beside the weights that is NaN; "" where there is none in
     any process. Waits for the device once."""
-    bad = {}
+    bad = []
     for model in models:
-        bad |= {name: ~torch.isfinite(value).all() for name, value in model.named_parameters()}
-        bad |= {name: torch.isnan(value).any() for name, value in model.named_buffers()}  # a mask may hold -inf
-    flags = torch.stack(list(bad.values())).int()
+        bad += [(name, ~torch.isfinite(value).all()) for name, value in model.named_parameters()]
+        bad += [(name, torch.isnan(value).any()) for name, value in model.named_buffers()]  # a mask may hold -inf
+    flags = torch.stack([flag for _, flag in bad]).int()
     if machine.world > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return next((name for name, flag in zip(bad, flags.tolist(), strict=True) if flag), "")
+    return next((name for (name, _), flag in zip(bad, flags.tolist(), strict=True) if flag), "")

@@ -60,7 +60,7 @@ test: install
 	$(PY) -m pytest -q -n 2 -m "not soak"
 
 soak: install $(OLDEST)/.installed
-	$(PY) -m pytest -q -m soak
+	LANDFOLD_OLDEST=$(OLDEST)/bin/python $(PY) -m pytest -q -m soak
 
 # the oldest versions that requirements.txt allows, for the long form of the kernels' tests
 $(OLDEST)/.installed: requirements.txt

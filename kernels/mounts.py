@@ -74,8 +74,9 @@ def runs_named(found: list[Folder], name: str) -> list[Path]:
 
 
 def things_named(found: list[Folder], pattern: str) -> list[Path]:
-    """Files and folders whose path ends as the pattern says, but for those inside a run folder."""
-    inside = set(run_folders(found))
+    """Files and folders whose path ends as the pattern says, but for those inside a run folder, begun or not."""
+    begun = [one.path for one in found if one.path.parent.name == "runs" and "folds.csv" in one.files]
+    inside = {*run_folders(found), *begun}
     outside = [folder for folder in found if not inside & {folder.path, *folder.path.parents}]
     paths = [folder.path / name for folder in outside for name in (*folder.folders, *folder.files)]
     return [path for path in paths if path.match(pattern)]

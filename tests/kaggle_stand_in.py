@@ -76,15 +76,15 @@ def start(script: Path, home: Path, mounts: dict[str, Path], *, python=sys.execu
     """
     for name in ("working", "tmp/home", "root"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    bin_folder = Path(python).absolute().parent
-    given = {"PATH": f"{bin_folder}:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp/home",
+    python = Path(python).absolute()
+    given = {"PATH": f"{python.parent}:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp/home",
              "KAGGLE_KERNEL_RUN_TYPE": "Batch", **(variables or {})}  # fmt: skip
     inner = f"/kaggle/src/{script.name}"
     run = [python, "-c", NOTEBOOK, inner] if script.suffix == ".ipynb" else [python, inner, *map(str, words)]
     run = ["env", "-i", *(f"{key}={value}" for key, value in given.items()), *map(str, run)]
     root = home / "root"
     enter = shlex.join(["chroot", str(root), "bash", "-c", f"cd {cwd} && exec {shlex.join(run)}"])
-    lines = [*build_root(root, home, Path(script).resolve(), mounts, bin_folder.parent), enter, "exit"]
+    lines = [*build_root(root, home, Path(script).resolve(), mounts, python.parents[1]), enter, "exit"]
     with open(home / "said.txt", "wb") as said:
         return subprocess.Popen([*ISOLATED, "\n".join(lines)], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 

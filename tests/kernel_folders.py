@@ -24,4 +24,6 @@ def refused(capsys, *words) -> str:
 
 
 def files_of(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"dataset-metadata.json", "contents.txt"}
+    """Paths of the files of a data set, without those that every data set has."""
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return paths - {"dataset-metadata.json", "contents.txt"}

@@ -39,7 +39,14 @@ def test_runs_and_files_are_found_in_every_layout(tmp_path, mount):
 
 def test_files_of_a_run_are_its_own(tmp_path):
     """Every run has a folds.csv; the one asked for lies outside."""
-    put(tmp_path, "w/grid/fold0/args.yaml", "w/grid/folds.csv", "w/grid/fold0/deep/folds.csv", "f/folds.csv")
+    put(
+        tmp_path,
+        "w/grid/fold0/args.yaml",
+        "w/grid/folds.csv",
+        "w/grid/fold0/deep/folds.csv",
+        "f/folds.csv",
+        "output/runs/begun/folds.csv",
+    )  # the last was stopped before its first epoch
     assert resolved(tmp_path, "{find:folds.csv}") == [str(tmp_path / "f" / "folds.csv")]
 
 

@@ -110,6 +110,7 @@ def test_a_kernel_names_its_commit_and_what_it_leaves_out(tmp_path, monkeypatch)
     (tmp_path / "code" / "common" / "facts.py").unlink()
     assert payload.git_state() == state | {"dirty": True}
     assert payload.left_out() == ["common/new.py"] and "common/facts.py" not in payload.carried_files()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # wherever pytest keeps its folders
     monkeypatch.setattr(payload, "ROOT", tmp_path)
     with pytest.raises(InputError, match="not a git checkout; clone the repository"):
         payload.git_state()

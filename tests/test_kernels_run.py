@@ -32,7 +32,7 @@ except OSError as error:
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname()).close()
 print(os.getcwd(), Path("/kaggle/input/a/b.txt").read_text(), sorted(set(os.environ) - {"LC_CTYPE"}))
-print(os.listdir(os.environ["HOME"]), os.listdir(sys.argv[1]))
+print(os.listdir(os.environ["HOME"]), [name for name in ("common", "infer.py") if Path(sys.argv[1], name).exists()])
 sys.exit(5)
 """
 

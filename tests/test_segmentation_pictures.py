@@ -61,7 +61,7 @@ def test_a_curve_is_drawn_where_the_task_has_one():
     own = dict.fromkeys(("outputs_of", "label_maps", "read_test", "markers", "defaults", "demo_defaults", "schemes",
                          "demo_version", "make_demo", "read_rows", "read_truth", "make_folds", "describe_folds",
                          "study_data", "fit_post", "apply_post", "blends", "judge", "blend", "report",
-                         "compare"))  # fmt: skip
+                         "compare", "validate"))  # fmt: skip
     assert set(segmentation.make_segmentation_task(**given, **own).draw) == {"sheet", "samples"}
     assert segmentation.make_segmentation_task(**given, **own, curve=print).draw["curve"] is print
 

@@ -488,3 +488,41 @@ def test_rows_that_have_statistics_are_left_alone():
     norm = torch.nn.SyncBatchNorm(4)
     with lone_row(norm, 1, seldom=True):
         assert not norm._forward_pre_hooks
+
+
+# several processes
+
+
+def by_rank(rank: int, folder: str, port: int, mode: str) -> None:
+    """One of two processes, in which the second alone meets a bad loss, gradient or weight."""
+    import os
+
+    import torch.distributed as dist
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ill = lambda trainer, epoch, step: rank == 1 and lasts(1, (0, 2), (2, 1))(trainer, epoch, step)  # noqa: E731
+    own = Path(folder) / f"rank{rank}" if mode == "skip" else Path(folder)
+    trainer = make_trainer(own, when=ill, on_nan=mode, accumulate=2, spike_factor=1e6)
+    trainer.machine = Machine(torch.device("cpu"), None, rank, 2)
+    trainer.guard.world = 2
+    trainer.loader = make_loader(Points(), EpochBatches(11, 4, seed=5, rank=rank, world=2), workers=0, collate=collate)
+    trainer.run()
+    torch.save({"model": trainer.model.state_dict(), "history": trainer.history, "guard": trainer.guard.state_dict()},
+               Path(folder) / f"{rank}.pt")  # fmt: skip
+    dist.destroy_process_group()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["skip", "rewind"])
+def test_two_processes_leave_out_and_go_back_together(tmp_path, mode):
+    from test_ddp import free_port
+
+    torch.multiprocessing.spawn(by_rank, (str(tmp_path), free_port(), mode), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    weights = [name for name, _ in Normed().named_parameters()]  # statistics are each process's own on a CPU
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in weights)
+    assert one["guard"] == two["guard"]
+    key, wanted = ("skipped", [1, 0, 1]) if mode == "skip" else ("rewinds", [1, 1, 1])
+    assert [line[key] for line in one["history"]] == [line[key] for line in two["history"]] == wanted

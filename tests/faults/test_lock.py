@@ -93,19 +93,42 @@ def test_other_folds_are_refused_before_the_first_checkpoint(tiny_empty, tmp_pat
     assert tiny_data.call("train", *train_words("--fold", "1", "--folds", "three.csv"), cwd=tiny_empty) == 0
 
 
-def test_a_crash_leaves_no_lock_even_where_its_workers_live_on(tiny_empty, tmp_path, capsys):
-    words = ("--fold", "0", "--workers", "2", "--no-cache-images")
-    with stopped_training(tiny_empty, tmp_path / "said", *words) as child:
-        workers = children_of(child.pid)
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)  # they cannot see that their parent is gone
+def test_a_crash_leaves_no_lock_even_where_a_fork_lives_on(tiny_empty, tmp_path):
+    """A loader's worker sees seconds later that its training was killed."""
+
+    def work(say):
+        def train_epoch(trainer, epoch):
+            if os.fork() == 0:
+                signal.pause()
+            say()
+
+        loop.Trainer.train_epoch = train_epoch
+        return tiny_data.call("train", *train_words("--fold", "0"), cwd=tiny_empty)
+
+    with Child(work, tmp_path / "said") as child:
+        child.reach()
+        (fork,) = children_of(child.pid)
         child.kill()
-        alive = [Path(f"/proc/{worker}").exists() for worker in workers]
-        assert len(alive) >= 2 and all(alive)
+        assert Path(f"/proc/{fork}/stat").read_text().rpartition(")")[2].split()[0] == "S"
         lock = side_store.lock_of(tiny_empty / "runs" / RUN / "fold0" / holding.WRITER)
         assert json.loads(lock.read_text())["pid"] == child.pid, "the dead one's lock file lies there"
-        assert tiny_data.call("train", *train_words(*words, "--workers", "0", "--resume"), cwd=tiny_empty) == 0
+        assert tiny_data.call("train", *train_words("--fold", "0"), cwd=tiny_empty) == 0
         assert not lock.exists()
+
+
+def test_a_lock_whose_file_was_removed_before_it_was_ours_is_none(tmp_path, monkeypatch):
+    """The holder before us removes it between our open and our lock: the next one would lock another file."""
+    lock, original, calls = side_store.lock_of(tmp_path / holding.WRITER), side_store.lock_now, []
+
+    def lock_now(file, shared=False):
+        calls.append(file)
+        if len(calls) == 1:
+            lock.unlink()
+        return original(file, shared)
+
+    monkeypatch.setattr(side_store, "lock_now", lock_now)
+    with holding.hold(tmp_path, "go"):
+        assert len(calls) == 2 and holding.is_held(tmp_path)
 
 
 PLACES = {

@@ -70,7 +70,7 @@ $(OLDEST)/.installed: requirements.txt
 	touch $@
 
 bench: install
-	for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+	$(PY) benchmarks/run_all.py
 
 clean:
 	rm -rf cache runs preds out demo .pytest_cache .ruff_cache

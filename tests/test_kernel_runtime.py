@@ -26,7 +26,7 @@ def fake(tmp_path, monkeypatch):
                                              ("abc123-dirty", ("abc123", True))])  # fmt: skip
 def test_what_a_kernel_trains_knows_its_commit(tmp_path, monkeypatch, said, state):
     """Outside a checkout, as the code of a kernel is unpacked, runs and checkpoints name the commit all the same."""
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))  # wherever pytest keeps its folders
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # wherever pytest keeps its folders
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "common" / "engine" / "runs.py"))
     monkeypatch.delenv("LANDFOLD_COMMIT", raising=False)
     if said:

@@ -172,25 +172,33 @@ def warmed_up(target: Target, home: Path) -> int:
     """Address space once a sound sample was read: libraries take threads and buffers at their first call."""
     shutil.rmtree(home, ignore_errors=True)
     lay_out(target.samples[0], home)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), bounded():
         target.read(home)
     return address_space()[1]
 
 
-def judge(read: Callable, home: Path, lines: Lines, before: int, *, sound: bool) -> str:
-    """ "" where the files were read, "refused", or what is wrong."""
+@contextlib.contextmanager
+def bounded():
+    """A signal ends the process where what it wraps takes too long."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
+
+
+def judge(read: Callable, home: Path, lines: Lines, before: int, *, sound: bool) -> str:
+    """ "" where the files were read, "refused", or what is wrong."""
     said = ""
     try:
-        with lines.followed():
+        with bounded(), lines.followed():
             read(home)
     except InputError as error:
         said = refusal(error, home) or ("a sound sample is refused: " + str(error) if sound else "refused")
     except Exception:
         said = traceback.format_exc()
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.alarm(0)
     taken = address_space()[1] - before
     return f"takes {taken:,} bytes of address space\n{said}" if taken > MEMORY else said
 

@@ -255,6 +255,7 @@ def test_killed_on_either_side_of_a_rewind(tmp_path, dies):
     again.run()
     ends_alike(tmp_path / "killed", tmp_path / "whole", but=("history",))
     assert [line["rewinds"] for line in again.history] == [line["rewinds"] for line in whole.history] == [0, 2, 2, 3, 3]
+    assert len(again.guard.losses) == 20, "the median is of all losses since the start, on whatever side of a kill"
 
 
 # weights

@@ -21,8 +21,13 @@ def place_of(path) -> tuple[float, float]:
         raise InputError(f"{path}: no georeference says where it lies; give metadata.csv with centroid_lat and _lon")
     t, col, row = profile["transform"], profile["width"] / 2, profile["height"] / 2
     x, y = t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
-    to_degrees = pyproj.Transformer.from_crs(profile["crs"].to_wkt(), "EPSG:4326", always_xy=True)
-    longitude, latitude = to_degrees.transform(x, y)
+    try:
+        to_degrees = pyproj.Transformer.from_crs(profile["crs"].to_wkt(), "EPSG:4326", always_xy=True)
+        longitude, latitude = to_degrees.transform(x, y)
+    except pyproj.exceptions.ProjError as error:
+        raise InputError(f"{path}: its CRS has no degrees ({str(error)[:200]}); reproject it") from error
+    if not (np.isfinite(longitude) and np.isfinite(latitude)):
+        raise InputError(f"{path}: its CRS does not reach where its georeference lies; correct one of them")
     return float(latitude), float(longitude)
 
 

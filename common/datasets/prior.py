@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
@@ -63,7 +64,7 @@ def window_of(file: rasterio.DatasetReader, *, height: int, width: int, crs: CRS
         if not np.isfinite(bounds).all():
             raise InputError(f"{file.name}: its CRS does not reach the scene; give a prior of its area")
         found = from_bounds(*bounds, transform=file.transform)
-    except (CRSError, RasterioError) as error:
+    except (CRSError, RasterioError, CPLE_BaseError) as error:
         raise InputError(f"{file.name}: its CRS cannot be brought onto the scene's ({error}); reproject it") from error
     top, left = max(int(np.floor(found.row_off)), 0), max(int(np.floor(found.col_off)), 0)
     bottom = min(int(np.ceil(found.row_off + found.height)), file.height)
@@ -108,7 +109,7 @@ def open_prior(path: str | Path, *, height: int, width: int, crs: CRS | None, tr
         with cache_limit():
             check_values(file, window_of(file, **grid))
             return Prior(file, **grid)
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         file.close()
         raise InputError(f"{path}: cannot be read ({error}); restore the file") from error
     except InputError:

@@ -80,6 +80,9 @@ def open_source(task: Task, data: Path | None, split: str | None, cache: Path) -
 
 def check_trained(task: Task, settings: dict, where) -> None:
     """InputError where settings that a fold was trained with, as the file `where` has them, are none of this task."""
+    made_for = settings.get("task", task.name)
+    if isinstance(made_for, str) and made_for != task.name:
+        raise InputError(f"{where}: made for task {made_for}; give --task {made_for}")
     parser = make_parser("train", task, {task.name: task}, "")
     task.add_arguments(parser, "train")
     for name, action in parser.actions().items():

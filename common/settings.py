@@ -146,7 +146,7 @@ def plain_settings(args: argparse.Namespace) -> dict:
 
 
 def write_settings(path: Path, settings: dict) -> None:
-    atomic_write(path, yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
+    atomic_write(path, yaml.safe_dump(dict(settings), sort_keys=True, allow_unicode=True))
 
 
 def settings_hash(settings: dict, ignore: set[str]) -> str:

@@ -72,7 +72,7 @@ def test_a_table_that_is_none(tiny_empty, capsys):
     path = tiny_empty / "data" / "train.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], lines[3] + ",one,two,three", *lines[4:]]))
-    refused(capsys, tiny_empty, names=("data/train.csv", "not a readable CSV"))
+    refused(capsys, tiny_empty, names=("data/train.csv", "cannot be read as a table"))
     path.write_bytes(b"")
     refused(capsys, tiny_empty, names=("data/train.csv",))
     path.write_text(lines[0] + "\n")

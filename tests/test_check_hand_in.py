@@ -73,6 +73,7 @@ def test_the_data_are_found_in_the_mounts(home, monkeypatch, capsys):
     assert f"checked against {mount}" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_it_is_called_by_its_path_from_anywhere(home):
     """As a kernel calls it: neither the folder nor the path of Python knows of the code."""
     command = [sys.executable, ROOT / "kernels" / "check_hand_in.py", "biomass", "out", "--data", "data"]

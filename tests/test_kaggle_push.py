@@ -98,6 +98,7 @@ def test_the_ensemble_asks_for_what_it_needs(pushed):
     assert pushed.kernels["landfold-glacier-train"]["kernelDataSources"] == ["learner/landfold-glacier-pretrain"]
 
 
+@pytest.mark.soak
 def test_a_notebook_under_another_title(pushed, checkout):
     """It is a kernel of its own; the client writes a notebook's JSON anew, and its content stays."""
     options = ("--title", "Landfold biomass again", "--notebook", "--attach", "other/more-data")

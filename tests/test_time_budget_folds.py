@@ -176,6 +176,7 @@ def main(home: Path) -> None:
     stop()
 
 
+@pytest.mark.soak
 def test_two_processes_stop_together_and_join_every_row(moon):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
              "--master-port", str(free_port()), __file__]  # fmt: skip

@@ -468,6 +468,7 @@ def test_wrong_input_is_told_before_anything_is_trained(home, monkeypatch, choic
     assert not trainer.calls
 
 
+@pytest.mark.soak
 def test_a_trial_is_an_ordinary_run(tmp_path, monkeypatch):
     """Once with train.py itself, in a process of its own."""
     tiny_rts.make_rts(tmp_path / "data")

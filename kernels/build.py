@@ -84,6 +84,7 @@ def runtime_kernel(name: str, found: dict, state: dict, words: list[str], budget
         "time_budget": specs.time_budget(found["time_budget"] if budget is None else budget, where),
         "hand_in": found["hand_in"],
         "packages": specs.bounds(found["packages"], where),
+        "processes": found["processes"],
     }
 
 

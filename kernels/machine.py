@@ -47,10 +47,11 @@ def count_processes(gpus: list[str], forced) -> int:
     """Processes that share the work: one a GPU, or as many as LANDFOLD_PROCESSES or the kernel says."""
     if forced is None:
         return max(1, len(gpus))
+    where = f"LANDFOLD_PROCESSES={forced}" if isinstance(forced, str) else f"kernel.yaml: processes {forced}"
     if not str(forced).isdigit() or int(forced) < 1:
-        raise InputError(f"LANDFOLD_PROCESSES={forced}: give a whole number of 1 or more")
+        raise InputError(f"{where}: give a whole number of 1 or more")
     if gpus and int(forced) > len(gpus):
-        raise InputError(f"LANDFOLD_PROCESSES={forced}: there are {len(gpus)} GPUs, which processes do not share; give "
+        raise InputError(f"{where}: there are {len(gpus)} GPUs, which processes do not share; give "
                          f"{len(gpus)} or less")  # fmt: skip
     return int(forced)
 

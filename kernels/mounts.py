@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.datasets.locate import FILES, names_in
 from common.errors import InputError
 
 DEPTH = 8  # /kaggle/input/models/<owner>/<model>/<framework>/<variation>/<version> is six
-FILES = 50  # a folder with more is one of images: what lies below it is not looked at
-ENTRIES = 5000  # of one folder that are read at most
 # layouts in which a mount is not a child of the root: name -> folders from there to the mount
 LAYOUTS = {"competitions": 1, "datasets": 2, "models": 5, "notebooks": 2}
 PLACEHOLDER = re.compile(r"\{(run|find):([^{}]+)\}")
@@ -25,14 +24,9 @@ class Folder:
 
 def walk(root: Path, *, depth: int = DEPTH) -> list[Folder]:
     """All folders below root and root itself, parents first; hidden ones and those below many files are left out."""
-    folders, files = [], []
-    try:
-        with os.scandir(root) as entries:
-            for entry in itertools.islice(entries, ENTRIES):
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError:  # not there, or a mount that must not be read: nothing is found in it
+    if not os.access(root, os.R_OK):  # not there, or a mount that must not be read: nothing is found in it
         return []
+    folders, files = names_in(root)
     here = Folder(root, tuple(sorted(folders)), tuple(sorted(files)))
     if depth == 0 or len(files) > FILES:
         return [here]

@@ -64,8 +64,8 @@ def main(kernel: dict, *, inputs: Path = INPUTS, working: Path = WORKING) -> int
     """Run a kernel; exit code 0 where it did all it should, else that of the call that failed, or 2.
 
     kernel: {"name", "task", "version", "commit", "gpu", "calls": [[word, …], …], "time_budget", "hand_in",
-    "packages": ["timm>=1.0.20", …]} and, if wanted, "processes". inputs: the folder of read-only mounts; working: the
-    folder that may be written and is kept.
+    "packages": ["timm>=1.0.20", …], "processes": of a call, None: one a GPU}. inputs: the folder of read-only mounts;
+    working: the folder that may be written and is kept.
     """
     with ending_when_told():
         return run_script(lambda _: run_kernel(kernel, Path(inputs), Path(working)), [])
@@ -91,7 +91,7 @@ def run_kernel(kernel: dict, inputs: Path, working: Path) -> int:
         raise InputError(f"{working}: no such folder; a kernel runs on Kaggle, elsewhere call the scripts themselves")
     found = machine.find_gpus()
     say(machine.check_gpus(found, wanted=kernel["gpu"]))
-    processes = machine.count_processes(found, os.environ.get("LANDFOLD_PROCESSES", kernel.get("processes")))
+    processes = machine.count_processes(found, os.environ.get("LANDFOLD_PROCESSES", kernel["processes"]))
     listing = mounts.walk(inputs)
     for line in mounts.describe(inputs, listing):
         say(line)

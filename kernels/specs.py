@@ -22,7 +22,8 @@ from kernels.payload import ROOT, SCRIPTS
 
 KERNELS = ROOT / "kernels"
 REQUIRED = ("title", "task", "gpu", "calls")
-KEYS = (*REQUIRED, "competitions", "datasets", "kernels", "time_budget", "hand_in", "packages")
+LISTS = ("competitions", "datasets", "kernels", "packages")
+KEYS = (*REQUIRED, *LISTS, "time_budget", "hand_in", "processes")
 HAND_INS = ("submission.csv", "masks")
 PLACEHOLDER = re.compile(r"\{(?:(?P<code>code)|(?:run|find):(?P<name>[^{}\s]+))\}")
 OWNED = re.compile(r"[A-Za-z0-9_-]+/[a-z0-9][a-z0-9-]*")  # OWNER/SLUG
@@ -71,24 +72,27 @@ def read_kernel(name: str, title: str | None = None) -> dict:
     for key in REQUIRED:
         if key not in content:
             raise InputError(f"{path}: lacks {key}")
-    empty = {"competitions": [], "datasets": [], "kernels": [], "time_budget": None, "hand_in": None, "packages": []}
+    empty = {key: [] for key in LISTS} | dict.fromkeys(("time_budget", "hand_in", "processes"))
     return check_kernel(empty | content | ({"title": title} if title else {}), path)
 
 
 def check_kernel(content: dict, path: Path) -> dict:
     """The content; InputError for values that are not what they must be."""
-    for key in ("competitions", "datasets", "kernels", "packages", "calls"):
+    for key in (*LISTS, "calls"):
         if not isinstance(content[key], list):
             raise InputError(f"{path}: {key} must be a list")
+    number = content["processes"]
     wrong = {
         "title": not isinstance(content["title"], str) or len(content["title"]) not in TITLE,
         "task": content["task"] not in TASKS,
         "gpu": not isinstance(content["gpu"], bool),
         "hand_in": content["hand_in"] not in (None, *HAND_INS),
         "calls": not content["calls"],
+        "processes": number is not None and (type(number) is not int or number < 1),
     }
     meant = {"title": "text of 5 to 50 characters", "task": f"one of {', '.join(TASKS)}", "gpu": "true or false",
-             "hand_in": f"one of {', '.join(HAND_INS)} or absent", "calls": "a list of calls"}  # fmt: skip
+             "hand_in": f"one of {', '.join(HAND_INS)} or absent", "calls": "a list of calls",
+             "processes": "a number from 1 on, or absent: one a GPU"}  # fmt: skip
     for key in (key for key, bad in wrong.items() if bad):
         raise InputError(f"{path}: {key} must be {meant[key]}, not {content[key]!r}")
     if not re.fullmatch(r"[A-Za-z0-9 ]+", content["title"]):

@@ -71,7 +71,7 @@ class FakeKernel:
         """Exit code of a kernel that makes these calls."""
         kernel = {"name": "fake-infer", "task": "biomass", "version": "1.2", "commit": "abc123", "gpu": True,
                   "calls": [call.split() for call in calls], "time_budget": None, "hand_in": "submission.csv",
-                  "packages": []} | changes  # fmt: skip
+                  "packages": [], "processes": None} | changes  # fmt: skip
         return runtime.main(kernel, inputs=self.inputs, working=self.working)
 
     def train(self, *calls: str, **changes) -> int:

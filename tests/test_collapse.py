@@ -36,7 +36,7 @@ def run(folder, found: list[tuple], *, epochs: int, warmup=0.0, resume=False, **
 NOTHING, TRAINED, VALIDATED, BOTH = (0, True), (0.01, True), (0, False), (0.01, False)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("limit", [pytest.param(1, marks=pytest.mark.soak), 2, pytest.param(3, marks=pytest.mark.soak)])
 def test_it_stops_after_so_many_epochs_in_a_row_and_not_before(tmp_path, limit):
     """Over courses of five epochs, against counting by hand."""
     for number, course in enumerate(itertools.product((NOTHING, TRAINED, VALIDATED), repeat=5)):

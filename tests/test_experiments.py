@@ -152,7 +152,8 @@ def test_a_store_that_goes_away(open_experiment, store, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "status", "code"), [(InputError("collapsed"), "FAILED", 2),
-                                                      (KeyboardInterrupt(), "KILLED", 130)])  # fmt: skip
+                                                      pytest.param(KeyboardInterrupt(), "KILLED", 130,
+                                                                   marks=pytest.mark.soak)])  # fmt: skip
 def test_a_fold_that_ends_early_is_marked(slumps_empty, monkeypatch, error, status, code):
     """In the second epoch; --resume goes on in the same run, which is finished then."""
     import tiny_rts

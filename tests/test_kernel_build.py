@@ -237,6 +237,8 @@ GOOD = {"title": "Landfold test kernel", "task": "biomass", "gpu": False, "calls
         ({"packages": ["requests"]}, "requests is not in requirements.txt"),
         ({"datasets": ["weights"]}, "data set weights: give OWNER/SLUG"),
         ({"time_budget": "9x"}, "time budget '9x'"),
+        ({"processes": 0}, "processes must be a number from 1 on"),
+        ({"processes": "two"}, "processes must be a number from 1 on"),
     ],
 )
 def test_a_kernel_yaml_that_is_wrong_is_refused(tmp_path, capsys, monkeypatch, change, said):
@@ -246,8 +248,9 @@ def test_a_kernel_yaml_that_is_wrong_is_refused(tmp_path, capsys, monkeypatch, c
     path.write_text(yaml.safe_dump(GOOD | change))
     words = ["k", "--user", USER, "--out", tmp_path / "out"]
     assert said in refused(capsys, *words)
-    path.write_text(yaml.safe_dump(GOOD))
+    path.write_text(yaml.safe_dump(GOOD | {"processes": 1}))
     assert run_script(build.main, list(map(str, words))) == 0
+    assert kernel_of(tmp_path / "out" / "k")["processes"] == 1
     assert metadata_of(tmp_path / "out" / "k")["enable_gpu"] is False
     assert "machine_shape" not in metadata_of(tmp_path / "out" / "k")
 

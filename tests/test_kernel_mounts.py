@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_scripts import fake_kernel
 
+from common.datasets import locate
 from common.errors import InputError
 from kernels import copies, mounts
 
@@ -89,7 +90,7 @@ def test_the_walk_is_bounded(tmp_path, monkeypatch):
     assert len(mounts.things_named(found, "50.png")) == 1  # the folder itself is looked at
     assert mounts.things_named(found, "deep.json") and not mounts.things_named(found, "too.json")
     assert not mounts.things_named(found, "h.json")
-    monkeypatch.setattr(mounts, "ENTRIES", 5)
+    monkeypatch.setattr(locate, "ENTRIES", 5)
     assert len(mounts.walk(tmp_path / "images")[0].files) <= 5
 
 

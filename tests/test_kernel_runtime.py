@@ -139,6 +139,12 @@ def test_the_kernel_itself_may_name_the_processes(fake):
     assert len(fake.noted()) == 2
 
 
+def test_a_kernel_that_names_more_processes_than_gpus(fake, tmp_path, monkeypatch, capsys):
+    fake_gpus(tmp_path / "bin", monkeypatch, T4)
+    assert fake.run(INFER, processes=2) == 2
+    assert capsys.readouterr().err.startswith("error: kernel.yaml: processes 2: there are 1 GPUs")
+
+
 def test_calls_run_in_the_working_folder_with_a_cache_elsewhere(fake):
     assert fake.run(INFER, "ensemble.py --preds preds/a --out out --cache kept") == 0
     one, other = fake.noted()
@@ -290,7 +296,8 @@ def test_a_kernel_that_is_told_to_end_ends_its_calls(fake, tmp_path):
     (tmp_path / "run.py").write_text(
         f"import sys; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r})\n"
         f"from kernels import runtime\nruntime.PAYLOAD = Path({str(fake.payload)!r})\n"
-        f"kernel = {named} | {{'gpu': False, 'time_budget': None, 'hand_in': None, 'packages': []}}\n"
+        f"kernel = {named} | {{'gpu': False, 'time_budget': None, 'hand_in': None, 'packages': [],"
+        f" 'processes': None}}\n"
         f"runtime.main(kernel, inputs={str(fake.inputs)!r}, working={str(fake.working)!r})\n"
     )
     kernel = subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL)

@@ -17,6 +17,7 @@ from pathlib import Path
 from common.datasets.folds import folds_hash, join_folds, read_folds
 from common.engine import runs
 from common.engine.holding import ANOTHER_OUT, hold
+from common.engine.learnt import REMEDY, use_post
 from common.engine.tracking import read_log
 from common.errors import InputError, run_script
 from common.files import atomic_write
@@ -27,6 +28,7 @@ from common.post.blend import load_blend, save_blend
 from common.session import begin, check_trained, demo_facts, make_parser, pick_task, with_data_of
 from common.settings import peek
 from common.tasks import TASKS
+from common.text_files import content_of
 
 FLAG = argparse.BooleanOptionalAction
 
@@ -124,15 +126,17 @@ def apply_saved(session) -> int:
             raise InputError(f"--preds {folder}: a second set of run {name}; give each run once")
         sets[name] = task.read_set(folder)
     blend, folder = load_blend(args.blend) if args.blend else None, args.out / "prob"
-    frame = task.blend(blend, sets, folder) if blend else task.mean_sets(sets, folder)
     if blend is None:
+        frame, post = task.mean_sets(sets, folder), None
         print(f"mean of {len(sets)} sets, uncalibrated: give --blend for fitted weights and post-processing")
-    elif "honest" in blend:  # a task's own blend may not know
-        print(
-            f"blend of {len(sets)} sets: honest out-of-fold score {blend['honest']:.4f} (fitted {blend['fitted']:.4f})"
-        )
+    else:
+        with content_of(args.blend, REMEDY):
+            frame, post = task.blend(blend, sets, folder), blend["post"]
+            if "honest" in blend:  # a task's own blend may not know
+                honest, fitted = blend["honest"], blend["fitted"]
+                print(f"blend of {len(sets)} sets: honest out-of-fold score {honest:.4f} (fitted {fitted:.4f})")
     task.write_set(args.out, "pred", frame)
-    final = task.apply_post(frame, blend["post"] if blend else None, session.settings | {"data": session.data})
+    final = use_post(task, frame, post, session.settings | {"data": session.data}, args.blend)
     print(f"submission: {task.write(final, session.data, args.out)} (validated)")
     for line in task.score_hidden(final, session.data):
         print(line)

@@ -7,7 +7,6 @@ python infer.py --runs RUN --scene scenes/*.tif --out preds/map       # whole ra
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from common.datasets.folds import TEST, join_folds, read_folds
@@ -15,6 +14,7 @@ from common.engine import budget, runs
 from common.engine import device as devices
 from common.engine.checkpoint import build, checkpoint_file
 from common.engine.holding import ANOTHER_OUT, hold_all
+from common.engine.learnt import read_post, use_post
 from common.engine.predict import passes
 from common.engine.rows import (
     marked,
@@ -30,7 +30,6 @@ from common.errors import InputError, run_script
 from common.session import begin, check_trained, inside_demo, make_parser, pick_task, with_data_of
 from common.settings import duration, peek, positive
 from common.tasks import TASKS
-from common.text_files import read_json
 
 FLAG = argparse.BooleanOptionalAction
 SETS = {"test": ("pred", "prob"), "oof": ("oof", "oof"), "train": ("train", "train")}  # rows -> set, folder of maps
@@ -156,24 +155,6 @@ def maps_folder(args, run: Path) -> Path:
     return folder / SETS[args.rows][1]
 
 
-def read_post(found: list[Path], task):
-    """post.json of one run; for several, what their mean's out-of-fold predictions teach. None: uncalibrated.
-
-    What the rows alone teach is not fitted again: it is that of the first run, and the folds of all are the same.
-    """
-    paths = [run / "post.json" for run in found]
-    learnt = [read_json(path, remedy="ensemble.py --fit-post writes it again") for path in paths if path.is_file()]
-    if len(found) == 1 and learnt and learnt[0]:
-        return learnt[0]
-    if len(found) > 1 and len(learnt) == len(found) and all(learnt):
-        with tempfile.TemporaryDirectory() as folder:
-            frame = task.mean_sets({run.name: task.read_run(run) for run in found}, Path(folder))
-            return learnt[0] | task.fit_post(task.truth_of(frame), frame)
-    why = "empty" if learnt and not all(learnt) else "missing (not all folds are trained)"
-    print(f"uncalibrated: post.json is {why}, nothing learnt is applied")
-    return None
-
-
 def main(argv=None):
     began, argv = budget.now(), sys.argv[1:] if argv is None else argv
     first = peek(argv, "--runs")
@@ -291,7 +272,8 @@ def write_out(session, found, sets: dict, facts: list, bad: list[str], left: dic
     runs.finish_set(out, facts)
     print(f"predictions: {path}")
     if args.rows == "test":
-        final = task.apply_post(frame, read_post(found, task), session.settings | {"data": session.data})
+        settings = session.settings | {"data": session.data}
+        final = use_post(task, frame, read_post(found, task), settings, found[0] / "post.json")
         print(f"submission: {task.write(final, session.data, out)} (validated)")
         for line in task.score_hidden(final, session.data):
             print(line)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_landslide import BANDS, call
 
-import infer
+from common.engine.learnt import read_post
 from common.metrics.ordinal import cohens_kappa
 from common.metrics.segmentation import counts_of
 from common.tasks import TASKS, crf_options
@@ -46,7 +46,7 @@ def test_a_mean_of_runs_has_the_guide_of_each(hills_copy):
     learnt = {}
     for words in (("one",), ("one", "two")):
         task = TASKS["landslide"]
-        learnt[words] = infer.read_post([hills_copy / "runs" / name for name in words], task)
+        learnt[words] = read_post([hills_copy / "runs" / name for name in words], task)
     one, both = learnt.values()
     assert both["bands"] == one["bands"] and set(both) == set(one)
     assert both["thresholds"] != one["thresholds"]

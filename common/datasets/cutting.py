@@ -22,9 +22,11 @@ from common.datasets.pixel_places import COLUMNS, TABLE
 from common.datasets.raster_layers import Drawn, Layer, open_classes, values_in
 from common.errors import InputError
 from common.files import atomic_write, is_leftover, temporary_sibling
+from common.text_files import content_of, read_csv, read_json
 
 VERSION = 2  # of what a cut holds
 FACTS = "cut.json"  # what a cut was made from
+AGAIN = "cut the tiles again"
 IGNORED = 255
 PLAIN = (0, 1, 2)  # values that are classes by themselves
 LAYOUT = {"driver": "GTiff", "dtype": "float32", "nodata": np.nan, "bigtiff": "IF_SAFER", "interleave": "band"}
@@ -68,7 +70,7 @@ def cut_tiles(
             raise InputError(f"{out}: holds tiles of other files or settings; remove its images, labels and {FACTS}, or"
                              " cut into another folder")  # fmt: skip
         print(f"{out}: cut before from the same files with the same settings; left as it is")
-        return pd.read_csv(out / TABLE, dtype={"id": str, "raster": str})
+        return read_csv(out / TABLE, text=("id", "raster"), remedy=AGAIN)
     out.mkdir(parents=True, exist_ok=True)
     for other in out.glob(".tmp-*-cut"):
         if is_leftover(other):
@@ -181,9 +183,11 @@ def classes_of_cut(data: Path, label_map: dict | None) -> dict[int, int] | None:
     folder, or where label_map is given and is not the one it was cut with."""
     if not (data / FACTS).is_file() or not (data / "labels").is_dir():
         return None
-    facts = json.loads((data / FACTS).read_text())
-    cut_with = {raw: k for raw, k in facts["label_map"]}
-    if facts["version"] < 2 or label_map and {int(raw): int(k) for raw, k in label_map.items()} != cut_with:
+    facts = read_json(data / FACTS, remedy=AGAIN)
+    with content_of(data / FACTS, AGAIN):
+        cut_with = {raw: k for raw, k in facts["label_map"]}
+        old = facts["version"] < 2
+    if old or label_map and {int(raw): int(k) for raw, k in label_map.items()} != cut_with:
         return None
     return {k: k for k in range(max(k for k in cut_with.values() if k != IGNORED) + 1)} | {IGNORED: IGNORED}
 

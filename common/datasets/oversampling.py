@@ -12,6 +12,7 @@ import pandas as pd
 from common.datasets.folds import ALWAYS
 from common.datasets.synthetic_tiles import MODES, TABLE, Read, scan_tiles, synthetic_folder
 from common.errors import InputError
+from common.text_files import read_csv
 
 MOST = 4  # times that a tile is shown
 
@@ -64,7 +65,7 @@ def oversample(
         settings = {"outputs": list(outputs), "bands": list(bands), "raw": raw, "rare": index, "target": target,
                     "k": k, "mode": mode, "side": side, "seed": seed}  # fmt: skip
         made = synthetic_folder(rows, read, scan, repeated, settings, Path(folder))
-        table = pd.read_csv(made / TABLE, dtype={"id": str})
+        table = read_csv(made / TABLE, text=("id",), remedy="remove its folder, the tiles are then made again")
         counts = table[[f"n_{name}" for name in outputs]].to_numpy()
         parts.append(synthetic_rows(rows, table, counts, made, outputs, side))
         total = repeated + counts.sum(axis=0)

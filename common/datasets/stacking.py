@@ -21,6 +21,7 @@ from common.datasets.scenes import cache_limit
 from common.datasets.terrain import TERRAIN, checked, terrain_strips, upslope_cells
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import read_json
 
 VERSION = 1  # of what a stack holds, terrain included
 MOST_CLASSES = 64  # of land cover
@@ -77,7 +78,8 @@ def keep_stack(out: str | Path, **sources) -> Path:
     made_of = {"version": VERSION, "kinds": {name: str(given) for name, given in sources.items()},
                "files": [[str(file.resolve()), *stamp(file)] for file in every]}  # fmt: skip
     facts, out = Path(f"{out}.json"), Path(out)
-    if facts.is_file() and out.is_file() and json.loads(facts.read_text()) == made_of | {"stack": list(stamp(out))}:
+    before = read_json(facts, remedy="remove it, the bands are then stacked again") if facts.is_file() else {}
+    if out.is_file() and before == made_of | {"stack": list(stamp(out))}:
         print(f"{out}: stacked before from the same files; left as it is")
         return out
     stack_bands(out, **sources)

@@ -12,6 +12,7 @@ from pathlib import Path
 from common.engine.runs import THIS_CALL
 from common.errors import InputError
 from common.files import atomic_write
+from common.text_files import read_json
 
 LOCAL = "sqlite:///runs/mlflow.db"  # --mlflow without an address
 NOTE = "mlflow.json"  # in the fold's folder: which run of MLflow it is, so that a resumed fold goes on in it
@@ -68,8 +69,8 @@ class Experiment:
         """The id of the fold's run: that of a fold which goes on, else a new one."""
         note = self.folder / NOTE
         if note.is_file() and (self.folder / "last.pt").is_file():
-            known = json.loads(note.read_text())
-            if known["uri"] == uri:
+            known = read_json(note, remedy="remove it, the fold then gets a run of its own")
+            if known.get("uri") == uri and "run" in known:
                 self.client.update_run(known["run"], status="RUNNING")
                 return known["run"]
         found = self.client.get_experiment_by_name(experiment)

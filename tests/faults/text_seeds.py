@@ -21,6 +21,7 @@ from safetensors.torch import save
 from common.datasets import biomass_table, folds, glacier_files, pixel_places, regions, rts_files, vectors
 from common.engine import runs
 from common.engine.checkpoint import build, load_external, load_training
+from common.engine.learnt import use_post
 from common.engine.tracking import read_log
 from common.models.weights import read_weights
 from common.outputs import mask_sets, predictions, submission
@@ -29,7 +30,7 @@ from common.post.physics import fit_post
 from common.session import check_trained, demo_facts
 from common.settings import parse_settings
 from common.tasks import TASKS
-from common.text_files import content_of, read_json
+from common.text_files import read_json
 from train import parser_of
 
 OUTPUTS = biomass_table.OUTPUTS
@@ -201,9 +202,7 @@ def read_post(path: Path) -> None:
     """post.json as infer.py uses it: read, then applied to predictions of its task."""
     frame = pd.DataFrame({"id": ["a", "b"]} | {name: [1.0, 2.0] for name in OUTPUTS})
     how = {"dead": "none", "always_correct_dead": False, "reconcile": "mint", "apply_context_adjustment": False}
-    post = read_json(path)
-    with content_of(path, "fit it again"):
-        TASKS["biomass"].apply_post(frame, post, how)
+    use_post(TASKS["biomass"], frame, read_json(path), how, path)
 
 
 def read_vector(path: Path) -> None:

@@ -12,6 +12,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -70,16 +71,22 @@ def read_torch(path: str | Path, *, remedy: str, where: str | None = None, devic
 
 def stretched(content) -> str:
     """Which tensor shows more numbers than are stored (a copy of it would take any memory); empty where none does."""
+    for value in tensors_in(content):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return f"a tensor of {'x'.join(map(str, value.shape))} claims more than is stored"
+    return ""
+
+
+def tensors_in(content) -> Iterator[torch.Tensor]:
+    """The tensors of nested tables and lists, each container once: one may hold itself."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, torch.Tensor):
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                return f"a tensor of {'x'.join(map(str, value.shape))} claims more than is stored"
+            yield value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             waiting.extend(value.values() if isinstance(value, dict) else value)
-    return ""
 
 
 def suspect(path: Path) -> str:

@@ -56,7 +56,7 @@ def test_infer_gives_the_out_of_fold_predictions_back(tiny_empty, kind, monkeypa
     back = infer(tiny_empty, "--rows", "oof", *amp, run=kind)
     assert list(back["id"]) == list(whole["id"]) and list(back["fold"]) == list(whole["fold"])
     assert list(back.columns) == list(whole.columns)
-    np.testing.assert_allclose(numbers(back), numbers(whole), rtol=1e-6)
+    np.testing.assert_allclose(numbers(back), numbers(whole), rtol=1e-6, atol=1e-5)  # grams; threads add in any order
     assert np.ptp(numbers(whole), axis=0).min() > 0, "predictions that do not vary would prove nothing"
 
 

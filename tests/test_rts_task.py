@@ -391,7 +391,7 @@ def test_the_final_test_is_of_the_runs_own_predictions(slumps_copy, capsys):
     call(home, "infer", "--runs", "one", "--workers", "0", "--out", "given")
     facts = json.loads((home / "given/spec.json").read_text())["runs"][0]
     for said, runs in {"made by two": [facts | {"run": "two"}], "made by one two": [facts, facts | {"run": "two"}],
-                       "with other folds": [facts | {"folds_hash": "0"}], "made by unknown": []}.items():  # fmt: skip
+                       "with other folds": [facts | {"folds_hash": "0"}], "made by unknown": [{}]}.items():  # fmt: skip
         (home / "given/spec.json").write_text(json.dumps({"runs": runs}))
         capsys.readouterr()
         call(home, *words, code=2)
@@ -436,7 +436,7 @@ def test_a_final_test_counts_from_its_first_number(slumps_copy, monkeypatch, cap
     assert "scored before (run one" in capsys.readouterr().err
     monkeypatch.chdir(home)
     for ids, before in {("fir03", "new"): ["one"], ("new", "ban00"): []}.items():
-        assert rare_class.tests_before(pd.DataFrame({"id": ids}))[1] == before
+        assert rare_class.tests_before(pd.DataFrame({"id": ids}), Path("runs/one"))[1] == before
 
 
 def test_options_that_a_job_does_not_read_are_refused(slumps_copy, capsys):

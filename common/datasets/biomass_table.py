@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.text_files import paths_inside, read_csv, read_text
+from common.table_files import paths_inside, read_csv
+from common.text_files import read_text
 
 OUTPUTS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
 STATES = ("NSW", "Tas", "Vic", "WA")

@@ -22,7 +22,8 @@ from common.datasets.pixel_places import COLUMNS, TABLE
 from common.datasets.raster_layers import Drawn, Layer, open_classes, values_in
 from common.errors import InputError
 from common.files import atomic_write, is_leftover, temporary_sibling
-from common.text_files import content_of, read_csv, read_json
+from common.table_files import read_csv
+from common.text_files import content_of, read_json
 
 VERSION = 2  # of what a cut holds
 FACTS = "cut.json"  # what a cut was made from

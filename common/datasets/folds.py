@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from common.datasets.balance import balance_matrix, balanced_groups, fold_costs
 from common.errors import InputError
 from common.files import atomic_write
-from common.text_files import read_csv
+from common.table_files import read_csv
 
 FOLDS = 5
 # folds of rows that are never trained or tuned on, of rows trained on in every fold, and of rows that are left out

@@ -13,7 +13,7 @@ from common.datasets.arrays import FAULTS, read_npy, short
 from common.datasets.limits import within
 from common.datasets.rasters import open_checked, read_whole
 from common.errors import InputError
-from common.text_files import check_names, paths_inside, read_csv
+from common.table_files import check_names, paths_inside, read_csv
 
 CLASSES = ("background", "glacier", "debris", "lake")
 BANDS = {"blue": "Band1", "green": "Band2", "red": "Band3", "swir1": "Band4", "thermal": "Band5"}

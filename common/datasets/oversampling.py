@@ -12,7 +12,7 @@ import pandas as pd
 from common.datasets.folds import ALWAYS
 from common.datasets.synthetic_tiles import MODES, TABLE, Read, scan_tiles, synthetic_folder
 from common.errors import InputError
-from common.text_files import read_csv
+from common.table_files import read_csv
 
 MOST = 4  # times that a tile is shown
 

@@ -9,7 +9,7 @@ import shapely
 from rasterio.transform import array_bounds
 
 from common.errors import InputError
-from common.text_files import read_csv
+from common.table_files import read_csv
 
 TABLE = "tiles.csv"
 COLUMNS = ("id", "raster", "y", "x", "height", "width")

@@ -33,7 +33,7 @@ from common.datasets.rasters import read_whole
 from common.datasets.scenes import HUGE, clean
 from common.datasets.tile_folders import list_files
 from common.errors import InputError
-from common.text_files import read_csv
+from common.table_files import read_csv
 
 CLASSES = ("background", "slump")
 IMAGES = ("PLANET-RGB", "tiles", "images")  # the folder of the images: the first that is there

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from common.errors import InputError, is_lost_worker
 from common.files import atomic_write
 from common.text_files import content_of
-from common.torch_files import Metered, read_tensors, read_torch
+from common.torch_files import Metered, read_tensors, read_torch, tensors_in
 
 FORMAT = 1
 SLACK = 500_000_000  # numbers a model may make on its way beside its weights (VGG: 120 million)
@@ -166,7 +166,7 @@ def described_model(path: Path, content: dict, use: str, build_model):
     """The model of a checkpoint's spec with its weights. InputError where they do not fit it, or where it would be
     much larger than they are, before it takes that memory."""
     state = whole_state(path, content, use)
-    held = sum(part.numel() for part in state.values())
+    held = sum(part.numel() for part in tensors_in(state))  # a fitted head keeps tables of them
     message = f"{path}: its spec describes a model far larger than its {held:,} weights; copy it again"
     with Metered(2 * held + SLACK, message):
         model = build_model(content["spec"])

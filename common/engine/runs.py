@@ -14,7 +14,8 @@ import pandas as pd
 from common.errors import InputError
 from common.files import atomic_write
 from common.settings import changed_settings, write_settings
-from common.text_files import read_csv, read_json, read_yaml
+from common.table_files import read_csv
+from common.text_files import read_json, read_yaml
 
 RUNS = Path("runs")
 SPEC = "spec.json"  # of a set of predictions: what made it

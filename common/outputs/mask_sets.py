@@ -12,7 +12,7 @@ from common.files import atomic_write
 from common.metrics.segmentation import confusion, count_columns
 from common.outputs.masks import holds_logit, logit_of, read_beside, read_probs, write_probs
 from common.outputs.predictions import listed
-from common.text_files import check_names, read_csv
+from common.table_files import check_names, read_csv
 
 NAMES = {"oof": "oof_counts.csv", "pred": "pred.csv"}
 TRAINED = "train_counts.csv"  # of rows that a model was trained on: no set to blend or to judge by

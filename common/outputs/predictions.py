@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.files import atomic_write
-from common.text_files import read_csv
+from common.table_files import read_csv
 
 SHOWN = 5  # names an error lists before "..."
 

@@ -20,8 +20,9 @@ from common.post.detection_fit import CLEANS, KINDS, balanced_counts, cut_of
 from common.post.detection_maps import Cut, cut_mask
 from common.post.morphology import finish_mask
 from common.post.prevalence import pixel_scores
+from common.table_files import read_csv
 from common.tasks.segmentation_options import parse_label_map
-from common.text_files import parse_json, read_csv, read_json
+from common.text_files import parse_json, read_json
 
 BLENDS = KINDS
 TESTED = Path("runs") / "final-tests.csv"
@@ -214,10 +215,9 @@ def hash_of(frame: pd.DataFrame) -> str:
 
 def check_maker(folder: Path, run: Path) -> None:
     """InputError where spec.json beside a set does not say that this run alone made it, by the folds it has now."""
-    path = folder / "spec.json"
-    made = read_makers(folder) if path.is_file() else []
+    made = read_makers(folder)
     if [(one.get("run"), one.get("folds_hash")) for one in made] != [(run.name, folds_hash(run / "folds.csv"))]:
-        names = " ".join(str(one.get("run")) for one in made) or "unknown"
+        names = " ".join(one.get("run", "unknown") for one in made)
         said = f"made by {names}" if names != run.name else "made by a run of this name with other folds"
         raise InputError(f"--final-test: the predictions in {folder} are {said}; run infer.py --runs {run.name} --rows "
                          f"test --out {folder}")  # fmt: skip

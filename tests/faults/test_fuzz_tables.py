@@ -18,7 +18,7 @@ import yaml
 from fuzz_engine import table
 from text_seeds import TinyTask, checkpoint_content, polygons
 
-from common import text_files, torch_files
+from common import table_files, text_files, torch_files
 from common.datasets.biomass_table import OUTPUTS, read_rows, read_test
 from common.datasets.vectors import read_polygons
 from common.engine.checkpoint import build, load_checkpoint
@@ -28,7 +28,8 @@ from common.models.backbone import create_net
 from common.outputs.mask_sets import read_set
 from common.outputs.predictions import read_predictions
 from common.settings import read_config
-from common.text_files import check_names, paths_inside, read_csv, read_json, read_text, read_yaml
+from common.table_files import check_names, paths_inside, read_csv
+from common.text_files import read_json, read_text, read_yaml
 
 
 def seen_sound(results) -> None:
@@ -140,7 +141,7 @@ def test_a_table_as_other_programs_write_it(tmp_path):
 
 
 def test_a_table_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "CELLS", 50)
+    monkeypatch.setattr(table_files, "CELLS", 50)
     refused(tmp_path, b"a,b\n" + b"1,2\n" * 40, "more than 50 cells")
     monkeypatch.setitem(text_files.LIMITS, "CSV", 100)
     refused(tmp_path, b"a,b\n" + b"1,2\n" * 40, "larger than")

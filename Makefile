@@ -57,7 +57,7 @@ demo-shuffled: install
 test: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PY) -m pytest -q -n 2 -m "not soak"
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not soak"
 
 soak: install $(OLDEST)/.installed
 	LANDFOLD_OLDEST=$(OLDEST)/bin/python $(PY) -m pytest -q -m soak

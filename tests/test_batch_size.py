@@ -452,7 +452,7 @@ def test_what_binds_a_fold(tmp_path):
 @pytest.mark.soak
 def test_two_processes_take_the_smaller_number_of_both(tiles_empty):
     """Rank 0 could take 4 rows and rank 1 only 3, after another number of steps: each batch has 6, as if one said 6."""
-    from test_ddp import free_port
+    from children import free_port
 
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
              "--master-port", str(free_port()), __file__]  # fmt: skip

@@ -1,7 +1,6 @@
 """Two processes end with what one ends with: the sums of a loss run over both, odd batches and validation included."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny_data
 import torch
+from children import free_port
 
 from common.datasets.sampling import EpochBatches, as_padding, make_loader
 from common.engine.checkpoint import load_checkpoint
@@ -30,12 +30,6 @@ RUNS = {
               "state"),
     "stored": ("--loss", "r2", "--no-two-stage", "--freeze-backbone", "--store-views", "1", "--mixup-prob", ".5"),
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def arguments(name: str, run: str) -> list[str]:

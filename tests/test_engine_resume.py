@@ -247,15 +247,6 @@ def finish(home: Path, folder: Path, amp: str) -> None:
     assert process.returncode == 0, said.decode()[-500:]
 
 
-def test_kill_9(tiny_empty, whole):
-    """The signal itself, twice: at any moment of the second epoch, and while a checkpoint is being written."""
-    folder = tiny_empty / "runs" / "biomass-1x1-s42" / "fold0"
-    kill_during(start(tiny_empty, "off"), folder, 1, random.random() * 0.1, writing=False)
-    kill_during(start(tiny_empty, "off", "--resume"), folder, 1, 0.0, writing=True)
-    finish(tiny_empty, folder, "off")
-    check_equal(folder, whole("off"))
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("seed", range(5))

@@ -1,9 +1,6 @@
 """Two processes end with what one ends with on tiles: sums of Dice and MCC, the sampler's shares, validation, maps."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ import pytest
 import tiny_rts
 import tiny_tiles
 import torch
-from test_ddp import free_port
+from children import together
 from test_sampler_processes import of_run, same_training
 from tiny_tiles import log_of
 
@@ -50,13 +47,9 @@ def home(tiles_home, tmp_path_factory) -> Path:
             tiny_tiles.call(home, "make_folds", "--task", task, "--data", task)
             tiny_tiles.call(home, "train", *of_run(task, name, "one"))
     others = [of_run(task, name, "two") for task, name in OTHER_TASKS]
-    (home / "runs.json").write_text(json.dumps([*(arguments(name, f"{name}-two") for name in RUNS), *others]))
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-             "--master-port", str(free_port()), tiny_tiles.__file__, "runs.json"]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": str(Path(tiny_tiles.__file__).parent.parent)}
-    done = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert "2 processes" in done.stdout and "batch norm: statistics per process" not in done.stdout
+    runs = [*(arguments(name, f"{name}-two") for name in RUNS), *others]
+    said = together(lambda: tiny_tiles.train_all(home, runs), home)
+    assert "2 processes" in said and "batch norm: statistics per process" not in said
     return home
 
 

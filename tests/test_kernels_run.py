@@ -115,6 +115,7 @@ def test_a_hidden_test_set_gets_what_infer_gives(pasture, tmp_path):
     assert sorted(path.name for path in done.working.iterdir()) == ["preds", "submission.csv"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("competitions", "said"), [
     ((), ("no test.csv in any mount", SLUG)),
     (("one", "two"), ("/kaggle/input/one", "/kaggle/input/two", "both hold test.csv")),

@@ -518,7 +518,7 @@ def by_rank(rank: int, folder: str, port: int, mode: str) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", ["skip", "rewind"])
 def test_two_processes_leave_out_and_go_back_together(tmp_path, mode):
-    from test_ddp import free_port
+    from children import free_port
 
     torch.multiprocessing.spawn(by_rank, (str(tmp_path), free_port(), mode), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -234,9 +234,9 @@ def half_of_the_rows(rank, world, store, results):
 
 
 def test_two_processes_count_as_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
-    multiprocessing.spawn(half_of_the_rows, (2, tmp_path / "store", results), nprocs=2)
+    multiprocessing.start_processes(half_of_the_rows, (2, tmp_path / "store", results), nprocs=2, start_method="fork")
     (_, first, upper), (_, second, lower) = sorted(results.get() for _ in range(2))
     levels, batch = scene(3)
     whole = make("corn")(levels, batch)["loss"] + coral_loss(levels, batch["target"], batch["valid"])

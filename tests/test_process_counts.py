@@ -10,7 +10,7 @@ import sampler_runs
 import tiny_landslide
 import tiny_scenes
 import tiny_tiles
-from test_ddp import free_port
+from children import free_port
 
 COUNTS = (1, 2, 3)
 DRIVER = Path(__file__).resolve().parent / "infer_driver.py"

@@ -4,10 +4,6 @@ The long form trains with each of them by two processes: the losses and weights 
 """
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,7 @@ import pytest
 import sampler_runs
 import tiny_tiles
 import torch
-from test_ddp import free_port
+from children import together
 
 from common.datasets.folds import join_folds, read_folds
 from common.datasets.sampling import WholeShares
@@ -113,13 +109,9 @@ def trained(home) -> Path:
         tiny_tiles.patch_models(patch.setattr)
         for task, name in sampler_runs.ALL:
             tiny_tiles.call(home, "train", *of_run(task, name, "one"))
-    (home / "runs.json").write_text(json.dumps([of_run(task, name, "two") for task, name in sampler_runs.ALL]))
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-             "--master-port", str(free_port()), tiny_tiles.__file__, "runs.json"]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": str(Path(tiny_tiles.__file__).parent.parent)}
-    done = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert done.stdout.count("2 processes") == len(sampler_runs.ALL)
+    runs = [of_run(task, name, "two") for task, name in sampler_runs.ALL]
+    said = together(lambda: tiny_tiles.train_all(home, runs), home, longest=1200)
+    assert said.count("2 processes") == len(sampler_runs.ALL)
     return home
 
 

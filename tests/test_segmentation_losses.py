@@ -499,7 +499,7 @@ def one_of_two(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in CASES:
         network, batch = network_and_batch(name)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tiny_data
 import tiny_tiles
-from test_ddp import free_port
+from children import free_port
 from ticking import HOUR, tick
 from torch import nn
 

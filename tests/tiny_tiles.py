@@ -5,8 +5,8 @@ models whose batch norm is replaced (two processes equal one only without it).
 """
 
 import json
+import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,16 +155,15 @@ def patch_models(replace=setattr) -> None:
     replace(segmenter, "build_net", lambda *words, **more: without_batch_norm(build(*words, **more)))
 
 
-def main():  # the repository is on PYTHONPATH
+def train_all(home: Path, runs: list) -> int:
+    """Several trainings in one process group, of models without batch norm; in a process that is to end with them."""
     import train
     from common.engine import device as devices
 
+    os.chdir(home)
     patch_models()
     stop, devices.stop_processes = devices.stop_processes, lambda: None
-    for argv in json.loads(Path(sys.argv[1]).read_text()):
-        train.main(argv)
+    for argv in runs:
+        train.main(list(map(str, argv)))
     stop()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

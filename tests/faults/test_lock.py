@@ -174,7 +174,7 @@ def rank(number: int, port: int, home: Path, words: tuple, say) -> int:
 
 
 def test_of_two_processes_that_share_the_batches_the_first_holds_the_fold(tiny_empty, tmp_path, capsys):
-    from test_ddp import free_port
+    from children import free_port
 
     port, words = free_port(), train_words("--fold", "0")
     with (

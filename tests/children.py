@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -58,9 +59,9 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
-    def wait(self) -> int:
+    def wait(self, longest: float = LONGEST) -> int:
         """Exit code, or the negative signal. AssertionError where it hangs."""
-        deadline = time.monotonic() + LONGEST
+        deadline = time.monotonic() + longest
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -101,6 +102,31 @@ def end(work: Callable, said: Path) -> tuple[int, str]:
     with Child(lambda _: work(), said) as child:
         code = child.wait()
     return code, said.read_text(errors="replace")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def together(work: Callable, folder: Path, count: int = 2, longest: float = LONGEST) -> str:
+    """What `count` processes printed that share the work as torchrun starts them, with what is imported here already.
+    AssertionError where one ends with another exit code than 0."""
+    variables = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(free_port())}  # fmt: skip
+
+    def of_rank(rank: int) -> int:
+        os.environ.update(variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        return work()
+
+    files = [folder / f"said{rank}" for rank in range(count)]
+    with contextlib.ExitStack() as living:
+        ranks = [living.enter_context(Child(lambda _, k=k: of_rank(k), file)) for k, file in enumerate(files)]
+        codes = [child.wait(longest) for child in ranks]
+    said = "".join(file.read_text(errors="replace") for file in files)
+    assert codes == [0] * count, said[-3000:]
+    return said
 
 
 def error_line(printed: str) -> str:

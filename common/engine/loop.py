@@ -23,7 +23,7 @@ from common.engine.clock import Clock, OutOfTime
 from common.engine.device import Machine, autocast, peak_memory_gb, to_device
 from common.engine.lone_rows import lone_row
 from common.engine.schedule import Plateau, Stage, set_lr, stage_at
-from common.engine.training_state import own_state, restore, resume_state, stored, unstored
+from common.engine.training_state import epoch_content, restore, resume_state, stored, unstored
 from common.errors import InputError
 from common.files import atomic_write
 
@@ -77,6 +77,7 @@ class Trainer:
         self.net, self.stage_number = model, None
         self.history: list[dict] = []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
+        self.kept_best: dict | None = None  # what best.pt will hold, once last.pt knows of that epoch
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -261,12 +262,13 @@ class Trainer:
         record |= {"best": self.best, "gb": peak_memory_gb(self.device)}
         self.history.append({key: rounded(v) if isinstance(v, float) else v for key, v in record.items()})
         if self.machine.main:
-            if improved:
-                self.save("best.pt", self.evaluated.state_dict())
             due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early()
-            # a clock may give the next epoch up: then this one is the last; best.pt may not be of epochs rewound
-            if due or self.clock.seconds or self.guard.mode == "rewind":
-                self.save("last.pt", self.model.state_dict(), **resume_state(self))
+            # a clock may give the next epoch up: then this one is the last; a rewind goes back an epoch at most
+            due = due or bool(self.clock.seconds) or self.guard.mode == "rewind"
+            if improved:
+                self.kept_best = epoch_content(self, self.evaluated, copied=not due)
+            if due:
+                self.save()
             self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
@@ -276,13 +278,13 @@ class Trainer:
     def write_log(self) -> None:
         atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
-    def save(self, name: str, state: dict, **more) -> None:
-        content = {
-            "epoch": self.next_epoch - 1,
-            "score": self.history[-1]["score"],
-            "state_dict": own_state(state, self.header.get("external")),
-        }
-        save_checkpoint(self.folder / name, {**self.header, **content, **more})
+    def save(self) -> None:
+        """best.pt, where it is another one now, and last.pt: together, as epochs that last.pt does not know are trained
+        again, maybe otherwise (with smaller batches, say)."""
+        if self.kept_best:
+            save_checkpoint(self.folder / "best.pt", self.kept_best)
+            self.kept_best = None
+        save_checkpoint(self.folder / "last.pt", epoch_content(self, self.model) | resume_state(self))
 
     def last_content(self) -> dict | None:
         """What last.pt holds; None where there is none yet."""

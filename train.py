@@ -83,8 +83,9 @@ def parser_of(task):
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=True, help="decode and resize every image once")
     machine.add_argument(
-        "--save-every", type=positive, default=1, help="epochs from one last.pt to the next (1 with --time-budget)"
-    )
+        "--save-every", type=positive, default=1,
+        help="epochs from one last.pt to the next (1 with --time-budget, or --on-nan rewind)"
+    )  # fmt: skip
     machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
     machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
     machine.add_argument("--mlflow", nargs="?", const=LOCAL, metavar="URI", help=f"log to MLflow (default {LOCAL})")
@@ -102,11 +103,11 @@ def begin_training(argv):
     session = begin(parser, task, argv)
     name = session.args.run or task.run_name(session.settings)
     if session.args.resume:
-        begun = sorted((runs.RUNS / name).glob("fold*/args.yaml"))
-        if not begun:
-            raise InputError(f"--resume: {runs.RUNS / name} has no fold yet; leave --resume out or name the --run")
-        old = {key: value for key, value in runs.read_settings(begun[0].parent).items() if key not in runs.FREE}
-        session = begin(parser, task, argv, layers=[(str(begun[0]), old)], quiet=True)
+        run = runs.RUNS / name
+        if not (old := runs.settings_to_resume(run)):
+            raise InputError(f"--resume: {run} has no fold yet; leave --resume out or name the --run")
+        first = sorted(run.glob("fold*/args.yaml"))[0]
+        session = begin(parser, task, argv, layers=[(str(first), old)], quiet=True)
     session.settings["run"] = name
     return session
 

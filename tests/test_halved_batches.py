@@ -6,6 +6,7 @@ import moon_task
 import pytest
 import tiny_data
 import torch
+import yaml
 from test_engine_resume import Killed
 from test_on_nan import fits, log_of, moon, settings_of, train  # noqa: F401
 
@@ -70,3 +71,15 @@ def test_memory_that_runs_out_before_a_batch_was_measured(moon, monkeypatch, cap
     train(moon, "--batch-size", "auto", code=2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "before a batch was measured (CUDA out of memory." in error and "take a smaller --crop or model" in error
+
+
+@pytest.mark.parametrize("name, value", [("batch_size", "many"), ("batch_size", 0), ("accumulate", "auto")])
+def test_numbers_of_another_fold_that_are_none(moon, monkeypatch, capsys, name, value):  # noqa: F811
+    """A fold takes its rows a step from one that was trained before: somebody may have changed what that says."""
+    fits(monkeypatch, 8)
+    (first := moon / "runs" / "one" / "fold1").mkdir(parents=True)
+    (first / "best.pt").touch()
+    (first / "args.yaml").write_text(yaml.safe_dump({"batch_size": 8, "accumulate": 1} | {name: value}))
+    train(moon, "--batch-size", "auto", code=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"fold1/args.yaml: {name} is '{value}', no whole number of 1 or more; train" in error

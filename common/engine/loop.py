@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.engine import budget
 from common.engine import device as device_module
-from common.engine.bad_steps import REWINDS, BadStep, Guard, broken_weight
+from common.engine.bad_steps import REWINDS, BadStep, Guard, broken_weight, fallen_scale
 from common.engine.checkpoint import load_training, save_checkpoint
 from common.engine.clock import Clock, OutOfTime
 from common.engine.device import Machine, autocast, peak_memory_gb, to_device
@@ -126,12 +126,16 @@ class Trainer:
             )
 
     def check_weights(self, epoch: int) -> None:
-        """Weights that are not finite are never saved, nor validated: InputError, or BadStep where that goes back."""
-        if name := broken_weight([self.model, self.evaluated], self.machine):
-            said = f"weights are not finite ({name}) after epoch {epoch + 1}"
-            if self.guard.mode == "rewind":
-                raise BadStep(said)
-            raise InputError(f"{said}; lower --lr, set --amp off or give --on-nan rewind; last.pt is untouched")
+        """Weights that are not finite are never saved, nor validated, and fp16 does not leave out step after step:
+        InputError, or BadStep where that goes back."""
+        name = broken_weight([self.model, self.evaluated], self.machine)
+        said = f"weights are not finite ({name})" if name else fallen_scale(self.scaler)
+        if not said:
+            return
+        said += f" after epoch {epoch + 1}"
+        if self.guard.mode == "rewind":
+            raise BadStep(said)
+        raise InputError(f"{said}; lower --lr, set --amp off or give --on-nan rewind; last.pt is untouched")
 
     def rewind(self, bad: BadStep) -> None:
         """Go back to last.pt, or to the start where there is none yet, and on with half the learning rate."""

@@ -59,6 +59,11 @@ def read_settings(folder: Path) -> dict:
     content = read_yaml(path, remedy="train the fold again, or copy its folder again")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: holds no settings; train the fold again, or copy its folder again")
+    for name in ("batch_size", "accumulate"):
+        number = content.get(name, 1)
+        if not (type(number) is int and number > 0) and (name, number) != ("batch_size", "auto"):
+            raise InputError(f"{path}: {name} is {str(number)[:40]!r}, no whole number of 1 or more; train the fold "
+                             "again, or copy its folder again")  # fmt: skip
     return Kept(path, content)
 
 

@@ -61,9 +61,8 @@ class Trainer:
         on_nan: str = "stop",
         spike_factor: float = 0.0,
     ):
-        device = machine.device
+        self.machine, self.device, self.amp = machine, (device := machine.device), machine.amp
         self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
-        self.machine, self.device, self.amp = machine, device, machine.amp
         self.stages, self.folder, self.header = stages, folder, header
         self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
         self.collapse_epochs = collapse_epochs
@@ -74,10 +73,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
         self.ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
         self.guard, self.start = Guard(on_nan, spike_factor, machine), None
-        self.net, self.stage_number = model, None
-        self.history: list[dict] = []
+        self.net, self.stage_number, self.history = model, None, []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
-        self.kept_best: dict | None = None  # what best.pt will hold, once last.pt knows of that epoch
+        self.kept_best = None  # what best.pt will hold, once last.pt knows of that epoch
 
     @property
     def evaluated(self) -> torch.nn.Module:

@@ -26,8 +26,8 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str):
-        half = LONGEST // 2
-        super().__init__(message if len(message) <= LONGEST else f"{message[:half]} … {message[-half:]}")
+        half, (trace, mark, said) = LONGEST // 2, message.rpartition(FROM_WORKER)
+        super().__init__(trace + mark + (said if len(said) <= LONGEST else f"{said[:half]} … {said[-half:]}"))
 
 
 FROM_WORKER = f"{InputError.__module__}.InputError: "  # ends the traceback of a loader process, before its line

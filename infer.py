@@ -106,8 +106,11 @@ def predict_run(session, run: Path, machine, rows, deadlines: tuple):
     views = check_views(args.tta, spec["views"])
     settings = session.settings | {"seed": 0, "batch_size": args.batch_size or trained["batch_size"]}
     options = {"views": views, "on_bad": "mark", "folder": maps_folder(args, run), "whole": True}
-    plan, left = None, []
-    if machine.main:
+    plan, left, joined = None, [], None
+    if args.rows != "test":
+        dropped = task.dropped_ids(runs.run_settings(run))
+        joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv", dropped=dropped)
+    if machine.main:  # a call that is refused leaves a set that is there what it is
         runs.begin_set(out_folder(args))
     if args.rows == "test":
         plan = deadlines[0] and make_plan(task, loaded, views, deadlines, machine, run.name)
@@ -117,8 +120,6 @@ def predict_run(session, run: Path, machine, rows, deadlines: tuple):
         frames = [frame]
     else:
         frames, bad = [], []
-        dropped = task.dropped_ids(runs.run_settings(run))
-        joined = join_folds(rows, read_folds(run / "folds.csv"), run / "folds.csv", dropped=dropped)
         for fold, model, content in loaded:
             part = rows_of_fold(joined, fold, args.rows)
             if not len(part):  # a single fold is not trained on its own rows

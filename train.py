@@ -53,6 +53,13 @@ def parser_of(task):
     weights = parser.add_argument_group("weights")
     weights.add_argument("--weights", default="auto", help="of the backbone: auto, none (random) or a file or folder")
     weights.add_argument("--init", help="run or checkpoint of ours to start from: takes what fits")
+    add_optimisation(parser)
+    add_machine(parser)
+    task.add_arguments(parser, "train")
+    return parser
+
+
+def add_optimisation(parser):
     optimiser = parser.add_argument_group("optimisation")
     optimiser.add_argument("--epochs", type=positive, default=30, help="in all stages together")
     optimiser.add_argument("--batch-size", type=positive_or_auto, default=8,
@@ -76,6 +83,9 @@ def parser_of(task):
     optimiser.add_argument("--spike-factor", type=float, default=0.0,
                            help="a loss above so many times its running median is as bad (0 = never)")  # fmt: skip
     optimiser.add_argument("--use", choices=("ema", "last", "best"), default="ema", help="weights of the predictions")
+
+
+def add_machine(parser):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device-type", choices=devices.DEVICE_TYPES, default="auto", help="where to compute")
     machine.add_argument("--amp", choices=("auto", "off", *devices.AMP_TYPES), default="auto", help="mixed precision")
@@ -83,13 +93,12 @@ def parser_of(task):
     machine.add_argument("--workers", type=int, default=2, help="loader processes (0 = in this one)")
     machine.add_argument("--cache-images", action=FLAG, default=True, help="decode and resize every image once")
     machine.add_argument(
-        "--save-every", type=positive, default=1, help="epochs from one last.pt to the next (1 with --time-budget)"
-    )
+        "--save-every", type=positive, default=1,
+        help="epochs from one last.pt to the next (1 with --time-budget, or --on-nan rewind)"
+    )  # fmt: skip
     machine.add_argument("--samples-every", type=int, default=10, help="epochs between drawn samples (0 = off)")
     machine.add_argument("--tensorboard", action=FLAG, default=False, help="write runs/<run>/fold<k>/tensorboard")
     machine.add_argument("--mlflow", nargs="?", const=LOCAL, metavar="URI", help=f"log to MLflow (default {LOCAL})")
-    task.add_arguments(parser, "train")
-    return parser
 
 
 def begin_training(argv):
@@ -102,11 +111,11 @@ def begin_training(argv):
     session = begin(parser, task, argv)
     name = session.args.run or task.run_name(session.settings)
     if session.args.resume:
-        begun = sorted((runs.RUNS / name).glob("fold*/args.yaml"))
-        if not begun:
-            raise InputError(f"--resume: {runs.RUNS / name} has no fold yet; leave --resume out or name the --run")
-        old = {key: value for key, value in runs.read_settings(begun[0].parent).items() if key not in runs.FREE}
-        session = begin(parser, task, argv, layers=[(str(begun[0]), old)], quiet=True)
+        run = runs.RUNS / name
+        if not (old := runs.settings_to_resume(run)):
+            raise InputError(f"--resume: {run} has no fold yet; leave --resume out or name the --run")
+        first = sorted(run.glob("fold*/args.yaml"))[0]
+        session = begin(parser, task, argv, layers=[(str(first), old)], quiet=True)
     session.settings["run"] = name
     return session
 

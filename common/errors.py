@@ -6,7 +6,8 @@ import sys
 import traceback
 
 NO_ROOM = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "write elsewhere",
-           errno.EACCES: "check its rights", errno.EMFILE: "raise ulimit -n, or give --workers 0"}  # fmt: skip
+           errno.EACCES: "check its rights", errno.EMFILE: "raise ulimit -n, or give --workers 0",
+           errno.ENOMEM: "free some memory, or give fewer --workers"}  # fmt: skip
 NO_SHARED_MEMORY = ("loader processes found no shared memory left to send a batch through (/dev/shm is full); give "
                     "--workers 0, or more of it (docker run --shm-size 8g), or remove what fills /dev/shm")  # fmt: skip
 LOST_REMEDY = ("what is finished is kept: the same call goes on, train.py with --resume; where memory is short, fewer "
@@ -25,8 +26,8 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str):
-        half = LONGEST // 2
-        super().__init__(message if len(message) <= LONGEST else f"{message[:half]} … {message[-half:]}")
+        half, (trace, mark, said) = LONGEST // 2, message.rpartition(FROM_WORKER)
+        super().__init__(trace + mark + (said if len(said) <= LONGEST else f"{said[:half]} … {said[-half:]}"))
 
 
 FROM_WORKER = f"{InputError.__module__}.InputError: "  # ends the traceback of a loader process, before its line
@@ -74,5 +75,5 @@ def explained(error: Exception) -> str | None:
         pids, how = LOST_WORKER.match(said).groups()
         return f"loader process {pids.strip(' ,')} {how.strip()}; {LOST_REMEDY}"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{error.filename or 'a file'}: {error.strerror}; {NO_ROOM[error.errno]}"
+        return f"{error.filename or 'this machine'}: {error.strerror}; {NO_ROOM[error.errno]}"
     return None

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
+from common.engine.memory import free_memory
 from common.errors import InputError, is_lost_worker
 
 PICKLE = 64 * 2**20  # bytes of what a checkpoint says beside its tensors
@@ -38,6 +39,8 @@ def read_tensors(path: str | Path, *, remedy: str, where: str | None = None) -> 
     where = where or str(path)
     if not Path(path).is_file():
         raise InputError(f"{where}: no such file; {remedy}")
+    if said := too_large(Path(path)):
+        raise InputError(f"{where}: {said}; {remedy}")
     try:
         return load_file(path)
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -51,6 +54,8 @@ def read_torch(path: str | Path, *, remedy: str, where: str | None = None, devic
     path, where = Path(path), where or str(path)
     if not path.is_file():
         raise InputError(f"{where}: no such file; {remedy}")
+    if said := too_large(path):
+        raise InputError(f"{where}: {said}; {remedy}")
     if said := suspect(path):
         raise InputError(f"{where}: {REFUSED} ({said}); {remedy}")
     try:
@@ -67,6 +72,13 @@ def read_torch(path: str | Path, *, remedy: str, where: str | None = None, devic
     if said := stretched(content):
         raise InputError(f"{where}: {REFUSED} ({said}); {remedy}")
     return content
+
+
+def too_large(path: Path) -> str:
+    """What is said of a file that memory has no room for; empty where it has. A few bytes on the disk may be enough for
+    a file of terabytes, most of it a hole."""
+    size, free = path.stat().st_size, free_memory(torch.device("cpu"))
+    return f"its {size / 1e9:.1f} GB do not fit into the {free / 1e9:.1f} GB of memory that are free" * (size > free)
 
 
 def stretched(content) -> str:

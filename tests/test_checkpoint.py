@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny_data
 import torch
+from safetensors.torch import save_file
 
 import common.files
 from common.engine.checkpoint import build, load_checkpoint, plain, save_checkpoint, save_external, whole_state
 from common.errors import InputError
 from common.tasks import TASKS
+from common.torch_files import read_tensors
 
 SPEC = {"task": "biomass"}
 
@@ -52,6 +54,23 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path):
         load_checkpoint(path)
     assert str(path) in one_line(error)
     assert not mark.exists()
+
+
+def test_a_file_that_memory_has_no_room_for_is_not_opened(tmp_path, monkeypatch):
+    """Of a hole in a file nothing lies on the disk, and all of it in memory."""
+    path, other = tmp_path / "last.pt", tmp_path / "last.safetensors"
+    torch.save({"format": 1, "spec": SPEC}, path)
+    save_file({"weight": torch.zeros(2)}, other)
+    for holed in (path, other):
+        with open(holed, "r+b") as file:
+            file.truncate(2**32)
+    monkeypatch.setattr("common.torch_files.free_memory", lambda device: 10**9)
+    for name in ("load_file", "suspect"):
+        monkeypatch.setattr(f"common.torch_files.{name}", lambda path: pytest.fail("opened"))
+    with pytest.raises(InputError, match="its 4.3 GB do not fit into the 1.0 GB of memory that are free"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="do not fit into"):
+        read_tensors(other, remedy="copy it again")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])

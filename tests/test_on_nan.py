@@ -289,6 +289,19 @@ def test_a_gradient_that_is_not_finite_stops_a_run_before_it_saves(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["next_epoch"] == 2
 
 
+@pytest.mark.parametrize("mode", ["stop", "skip", "rewind"])
+def test_fp16_does_not_leave_out_every_step(tmp_path, monkeypatch, mode):
+    """No limit counts its steps one by one, so that a run whose gradients are never finite would train nothing."""
+    monkeypatch.setitem(globals(), "CPU", Machine(torch.device("cpu"), torch.float16))
+    ill = lasts(9, *((epoch, step) for epoch in range(40) for step in range(4)))
+    trainer = make_trainer(tmp_path, ill="gradient", when=ill, epochs=40, on_nan=mode)
+    with pytest.raises(InputError, match="gradients are not finite whatever their scale .* after epoch 9"):
+        trainer.run()
+    assert trainer.guard.rewinds == (3 if mode == "rewind" else 0)
+    few = make_trainer(tmp_path / "few", ill="gradient", when=at((0, 1), (1, 2)), on_nan=mode)
+    assert len(few.run()) == 3 and 1 < few.scaler.get_scale() < 2**15
+
+
 def test_numbers_beside_the_weights_may_be_infinite():
     model = Normed()
     model.register_buffer("mask", torch.tensor([0.0, -float("inf")]))

@@ -15,6 +15,7 @@ MODES = ("stop", "skip", "rewind")
 IN_A_ROW, SHARE = 10, 0.05  # optimizer steps that may be left out: one after the other; of an epoch's (one may always)
 REWINDS, FALL = 3, 0.5  # rewinds of a fold; factor on the learning rates of each
 WINDOW, ENOUGH = 101, 20  # losses of which the running median is, and how many there must be before one can leap
+LEAST_SCALE = 2.0**-16  # of fp16, from 2**16 on: a step whose gradient is not finite is left out and halves it
 REMEDY = "look at these rows, lower --lr or set --amp off"
 
 
@@ -128,3 +129,10 @@ def broken_weight(models: list[torch.nn.Module], machine: Machine) -> str:
     if machine.world > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return next((name for (name, _), flag in zip(bad, flags.tolist(), strict=True) if flag), "")
+
+
+def fallen_scale(scaler) -> str:
+    """What is wrong where fp16 left out step after step, so that nothing is trained; "" where all is well. Waits for
+    the device once."""
+    scale = scaler.get_scale()  # 1 where nothing is scaled
+    return f"gradients are not finite whatever their scale (fp16's fell to {scale:.2g})" if scale < LEAST_SCALE else ""

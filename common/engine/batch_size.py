@@ -87,6 +87,9 @@ def out_of_memory(train: Callable) -> str:
 def halve(settings: dict, said: str, folder: Path, machine: Machine, *, auto: bool) -> None:
     """Half the rows a step and twice the batches of an optimizer step, said and kept; else the InputError for it."""
     size, accumulate = settings["batch_size"], settings["accumulate"]
+    if size == AUTO:
+        raise InputError(f"{folder}: memory ran out before a batch was measured ({said}); take a smaller --crop or "
+                         "model")  # fmt: skip
     fewer = {"batch_size": size // 2, "accumulate": 2 * accumulate}
     words = f"--batch-size {size // 2} --accumulate {2 * accumulate}"
     said = f"{folder}: a batch of {size} rows does not fit into memory ({said})"

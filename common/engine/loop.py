@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from common.engine import budget
 from common.engine import device as device_module
-from common.engine.bad_steps import REWINDS, BadStep, Guard, broken_weight
+from common.engine.bad_steps import REWINDS, BadStep, Guard, broken_weight, fallen_scale
 from common.engine.checkpoint import load_training, save_checkpoint
 from common.engine.clock import Clock, OutOfTime
 from common.engine.device import Machine, autocast, peak_memory_gb, to_device
 from common.engine.lone_rows import lone_row
 from common.engine.schedule import Plateau, Stage, set_lr, stage_at
-from common.engine.training_state import own_state, restore, resume_state, stored, unstored
+from common.engine.training_state import epoch_content, restore, resume_state, stored, unstored
 from common.errors import InputError
 from common.files import atomic_write
 
@@ -61,9 +61,8 @@ class Trainer:
         on_nan: str = "stop",
         spike_factor: float = 0.0,
     ):
-        device = machine.device
+        self.machine, self.device, self.amp = machine, (device := machine.device), machine.amp
         self.model, self.loader, self.loss_fn, self.validate = model.to(device), loader, loss_fn, validate
-        self.machine, self.device, self.amp = machine, device, machine.amp
         self.stages, self.folder, self.header = stages, folder, header
         self.grad_clip, self.accumulate, self.patience, self.save_every = grad_clip, accumulate, patience, save_every
         self.collapse_epochs = collapse_epochs
@@ -74,9 +73,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
         self.ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
         self.guard, self.start = Guard(on_nan, spike_factor, machine), None
-        self.net, self.stage_number = model, None
-        self.history: list[dict] = []
+        self.net, self.stage_number, self.history = model, None, []
         self.best, self.since_best, self.next_epoch, self.global_step = None, 0, 0, 0
+        self.kept_best = None  # what best.pt will hold, once last.pt knows of that epoch
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -125,12 +124,16 @@ class Trainer:
             )
 
     def check_weights(self, epoch: int) -> None:
-        """Weights that are not finite are never saved, nor validated: InputError, or BadStep where that goes back."""
-        if name := broken_weight([self.model, self.evaluated], self.machine):
-            said = f"weights are not finite ({name}) after epoch {epoch + 1}"
-            if self.guard.mode == "rewind":
-                raise BadStep(said)
-            raise InputError(f"{said}; lower --lr, set --amp off or give --on-nan rewind; last.pt is untouched")
+        """Weights that are not finite are never saved, nor validated, and fp16 does not leave out step after step:
+        InputError, or BadStep where that goes back."""
+        name = broken_weight([self.model, self.evaluated], self.machine)
+        said = f"weights are not finite ({name})" if name else fallen_scale(self.scaler)
+        if not said:
+            return
+        said += f" after epoch {epoch + 1}"
+        if self.guard.mode == "rewind":
+            raise BadStep(said)
+        raise InputError(f"{said}; lower --lr, set --amp off or give --on-nan rewind; last.pt is untouched")
 
     def rewind(self, bad: BadStep) -> None:
         """Go back to last.pt, or to the start where there is none yet, and on with half the learning rate."""
@@ -261,12 +264,13 @@ class Trainer:
         record |= {"best": self.best, "gb": peak_memory_gb(self.device)}
         self.history.append({key: rounded(v) if isinstance(v, float) else v for key, v in record.items()})
         if self.machine.main:
-            if improved:
-                self.save("best.pt", self.evaluated.state_dict())
             due = self.next_epoch % self.save_every == 0 or self.next_epoch == self.epochs or self.stopped_early()
-            # a clock may give the next epoch up: then this one is the last; best.pt may not be of epochs rewound
-            if due or self.clock.seconds or self.guard.mode == "rewind":
-                self.save("last.pt", self.model.state_dict(), **resume_state(self))
+            # a clock may give the next epoch up: then this one is the last; a rewind goes back an epoch at most
+            due = due or bool(self.clock.seconds) or self.guard.mode == "rewind"
+            if improved:
+                self.kept_best = epoch_content(self, self.evaluated, copied=not due)
+            if due:
+                self.save()
             self.write_log()
         if self.on_epoch:
             self.on_epoch(self, self.history[-1], improved)
@@ -276,13 +280,13 @@ class Trainer:
     def write_log(self) -> None:
         atomic_write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
-    def save(self, name: str, state: dict, **more) -> None:
-        content = {
-            "epoch": self.next_epoch - 1,
-            "score": self.history[-1]["score"],
-            "state_dict": own_state(state, self.header.get("external")),
-        }
-        save_checkpoint(self.folder / name, {**self.header, **content, **more})
+    def save(self) -> None:
+        """best.pt, where it is another one now, and last.pt: together, as epochs that last.pt does not know are trained
+        again, maybe otherwise (with smaller batches, say)."""
+        if self.kept_best:
+            save_checkpoint(self.folder / "best.pt", self.kept_best)
+            self.kept_best = None
+        save_checkpoint(self.folder / "last.pt", epoch_content(self, self.model) | resume_state(self))
 
     def last_content(self) -> dict | None:
         """What last.pt holds; None where there is none yet."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.engine.side_store import lock_now
 from common.errors import InputError
 from common.files import atomic_write
 from common.settings import changed_settings, write_settings
@@ -59,6 +60,11 @@ def read_settings(folder: Path) -> dict:
     content = read_yaml(path, remedy="train the fold again, or copy its folder again")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: holds no settings; train the fold again, or copy its folder again")
+    for name in ("batch_size", "accumulate"):
+        number = content.get(name, 1)
+        if not (type(number) is int and number > 0) and (name, number) != ("batch_size", "auto"):
+            raise InputError(f"{path}: {name} is {str(number)[:40]!r}, no whole number of 1 or more; train the fold "
+                             "again, or copy its folder again")  # fmt: skip
     return Kept(path, content)
 
 
@@ -105,6 +111,20 @@ def read_makers(folder: Path) -> list[dict]:
 def run_settings(run: Path) -> dict:
     """The settings of a run, as its first fold has them."""
     return read_settings(sorted(run.glob("fold*/args.yaml"))[0].parent)
+
+
+def settings_to_resume(run: Path) -> dict:
+    """What a call with --resume starts from: the settings of the run's first fold; {} where no fold was begun.
+
+    Where memory left its folds with different rows a step, these are auto again: each fold then has its own.
+    """
+    begun = [read_settings(path.parent) for path in sorted(run.glob("fold*/args.yaml"))]
+    if not begun:
+        return {}
+    settings = {key: value for key, value in begun[0].items() if key not in FREE}
+    if len({one["batch_size"] for one in begun}) > 1:
+        settings |= {"batch_size": "auto", "accumulate": min(one["accumulate"] for one in begun)}
+    return settings
 
 
 def is_finished(folder: Path) -> bool:
@@ -189,12 +209,8 @@ def locked(path: Path):
     """Hold the file's lock: two folds that end at once must not lose a line of each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except ImportError:  # Windows has no flock; two folds ending in the same instant are then a risk we name here
-            pass
+        # where there are no locks, two folds ending in the same instant are a risk we name here
+        lock_now(file, wait=True)
         yield
 
 

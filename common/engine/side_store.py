@@ -158,13 +158,13 @@ def claim(output: str | Path) -> Claim | None:
         file.close()  # the holder before us removed it between our open and our lock
 
 
-def lock_now(file, shared: bool = False) -> bool:
-    """Whether the lock of an open file is ours; True as well where there are no locks: Windows has no flock, some
-    network file systems carry none, and two jobs there must be given outputs of their own."""
+def lock_now(file, shared: bool = False, wait: bool = False) -> bool:
+    """Whether the lock of an open file is ours, maybe after a wait; True as well where there are no locks: Windows has
+    no flock, some network file systems carry none, and two jobs there must be given outputs of their own."""
     try:
         import fcntl
 
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except ImportError:

@@ -14,6 +14,16 @@ def own_state(state: dict, external: dict | None) -> dict:
     return {k: v for k, v in state.items() if not (external and k.startswith(external["prefix"]))}
 
 
+def epoch_content(trainer, model: torch.nn.Module, *, copied: bool = False) -> dict:
+    """What a checkpoint holds of the epoch that is over, with the weights of `model`: as they are now where they are
+    copied, into main memory, since the next step changes these very tensors."""
+    state = own_state(model.state_dict(), trainer.header.get("external"))
+    if copied:
+        state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+    said = {"epoch": trainer.next_epoch - 1, "score": trainer.history[-1]["score"], "state_dict": state}
+    return {**trainer.header, **said}
+
+
 def resume_state(trainer) -> dict:
     """What a checkpoint holds for training alone, beside the weights."""
     external = trainer.header.get("external")

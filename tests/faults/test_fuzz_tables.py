@@ -23,7 +23,7 @@ from common.datasets.biomass_table import OUTPUTS, read_rows, read_test
 from common.datasets.vectors import read_polygons
 from common.engine.checkpoint import build, load_checkpoint
 from common.engine.runs import read_finished, read_makers, read_settings
-from common.errors import LONGEST, InputError
+from common.errors import FROM_WORKER, LONGEST, InputError
 from common.models.backbone import create_net
 from common.outputs.mask_sets import read_set
 from common.outputs.predictions import read_predictions
@@ -212,6 +212,10 @@ def test_a_setting_that_a_run_lacks_names_its_file(tmp_path):
 def test_a_message_has_an_end():
     said = str(InputError("train.csv: " + "x" * 10_000 + "; correct it"))
     assert len(said) <= LONGEST + 3 and said.startswith("train.csv: x") and said.endswith("x; correct it")
+    worker = InputError(
+        f"Caught InputError in a loader process. {'trace ' * 300}{FROM_WORKER}{'a' * 700}, copy it again"
+    )
+    assert str(worker).rpartition(FROM_WORKER)[2] == "a" * 700 + ", copy it again", "what is shown of it"
 
 
 # polygons

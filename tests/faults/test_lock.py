@@ -17,7 +17,7 @@ from children import Child, children_of, end, error_line
 
 import ensemble as ensemble_script
 import infer as infer_script
-from common.engine import holding, loop, side_store
+from common.engine import holding, loop, runs, side_store
 from common.engine.device import Machine
 from common.errors import InputError
 
@@ -243,6 +243,8 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with holding.hold(tmp_path, "go"), holding.hold(tmp_path, "go"):
         assert not holding.is_held(tmp_path)
+    with runs.locked(tmp_path / "ledger.csv"), runs.locked(tmp_path / "ledger.csv"):
+        pass
 
 
 def test_a_full_disk_has_no_room_for_a_name_and_needs_none(tmp_path, small_disk):

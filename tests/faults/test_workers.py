@@ -214,6 +214,9 @@ def test_lines_of_the_machine():
     assert explained(OSError(24, "Too many open files", "x.tif")) == (
         "x.tif: Too many open files; raise ulimit -n, or give --workers 0"
     )
+    assert explained(OSError(12, "Cannot allocate memory")) == (
+        "this machine: Cannot allocate memory; free some memory, or give fewer --workers"
+    )
     assert explained(RuntimeError("the size of tensor a (3) must match")) is None
     assert explained(ValueError("DataLoader worker (pid 1) is killed by signal: Killed")) is None
 

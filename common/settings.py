@@ -75,16 +75,17 @@ def peek(argv: list[str], option: str, default=None):
     return value
 
 
-def read_config(path: Path) -> dict:
-    """Settings of a YAML file with option names as keys, hyphens or underscores. InputError where it is not that."""
+def read_config(path: Path, option: str = "--config") -> dict:
+    """Settings of a YAML file with option names as keys, hyphens or underscores. InputError where it is not that;
+    option: that gave the file."""
     if not Path(path).exists():
-        raise InputError(f"--config {path}: no such file")
-    content = read_yaml(path, where=f"--config {path}")
+        raise InputError(f"{option} {path}: no such file")
+    content = read_yaml(path, where=f"{option} {path}")
     if not isinstance(content, dict):
-        raise InputError(f"--config {path}: must be a list of `option: value` lines")
+        raise InputError(f"{option} {path}: must be a list of `option: value` lines")
     settings = {str(key).replace("-", "_"): value for key, value in content.items()}
     if len(settings) < len(content):
-        raise InputError(f"--config {path}: a setting is given twice, with a hyphen and with an underscore; keep one")
+        raise InputError(f"{option} {path}: a setting is given twice, with a hyphen and with an underscore; keep one")
     return settings
 
 

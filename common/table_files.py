@@ -4,17 +4,20 @@ Every CSV file of the project is read here. What a table names stays inside the 
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import pandas as pd
 
 from common.errors import InputError
-from common.text_files import looked_at, unreadable
+from common.text_files import CHUNK, looked_at, unreadable
 
-CELLS, COLUMNS = 20_000_000, 4096  # of a table
+CELLS, COLUMNS, TITLE = 20_000_000, 4096, 1000  # of a table; letters of a column's name
 NAME = 180  # bytes of an id that becomes a file's name, which may be 255 long with what is put around it
+# a path that is absolute, here or under Windows, or has a part "..", or an address
+OUTWARD = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|://")
 
 
 def read_csv(path: str | Path, *, text: Sequence[str] | None = (), remedy: str = "write it again") -> pd.DataFrame:
@@ -36,18 +39,22 @@ def read_csv(path: str | Path, *, text: Sequence[str] | None = (), remedy: str =
 
 def first_lines(path: Path) -> tuple[list[str], list[str]]:
     """The fields of the first two lines that are not empty, none where there is none."""
+    csv.field_size_limit(2 * CHUNK)  # it is csv's own, 128 kB, that the lists of ids in tables of ours exceed
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = (fields for fields in csv.reader(file) if fields)
         return next(lines, []), next(lines, [])
 
 
 def check_header(header: list[str], first: list[str], path: Path, remedy: str) -> None:
-    """InputError: no column, too many, one twice (pandas would rename the second in silence), or a first line of more
-    fields (pandas would take the first column for names of rows, and shift all others)."""
+    """InputError: no column, too many, a name of more than TITLE letters, one twice (pandas would rename the second in
+    silence), or a first line of more fields (pandas would take the first column for names of rows, and shift all
+    others)."""
     if not header:
         raise unreadable(path, "CSV", "it is empty", remedy)
     if len(header) > COLUMNS:
         raise unreadable(path, "CSV", f"{len(header):,} columns, more than {COLUMNS:,}", remedy)
+    if max(map(len, header)) > TITLE:
+        raise unreadable(path, "CSV", f"the name of a column has more than {TITLE:,} letters", remedy)
     if len(first) > len(header):
         raise unreadable(path, "CSV", "its lines have more fields than its header names", remedy)
     named = [name for name in header if name]
@@ -67,17 +74,18 @@ def paths_inside(folder: str | Path, names: Iterable, table: str | Path, root: s
     out by a symlink. The folder itself may be a link, and a link inside it may point to another place inside it.
     """
     folder, root = Path(folder), Path(root or folder).resolve()
-    homes: dict[Path, bool] = {}
+    homes: dict[str, bool] = {}
     made = []
     for name in names:
         if not isinstance(name, str) or not name.strip() or "\0" in name or len(name.encode()) > 4000:
             raise InputError(f"{table}: {str(name)[:60]!r} is no path of a file; correct it")
-        plain, path = PurePosixPath(name), folder / name
-        if plain.is_absolute() or PureWindowsPath(name).anchor or ".." in re.split(r"[/\\]", name) or "://" in name:
+        if OUTWARD.search(name):
             raise InputError(f"{table}: {name[:120]!r} leads out of {folder}; write paths relative to it, without ..")
-        if path.parent not in homes:
-            homes[path.parent] = path.parent.resolve().is_relative_to(root)
-        if not homes[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+        path = folder / name
+        parent = os.path.dirname(path)
+        if parent not in homes:
+            homes[parent] = Path(parent).resolve().is_relative_to(root)
+        if not homes[parent] or (os.path.islink(path) and not path.resolve().is_relative_to(root)):
             raise InputError(f"{table}: {name[:120]!r} leads out of {root} by a link; copy the files, or"
                              " name the folder that holds them")  # fmt: skip
         made.append(str(path))

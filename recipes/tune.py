@@ -92,6 +92,10 @@ def open_search(args, task, words: list[str]) -> tuple:
     tables, given = space.read_choices(args.choices, parser), given_settings(train.parser_of(task), words)
     if args.epochs and any("epochs" in options for options in (given, *tables)):
         raise InputError("--epochs: is given twice; leave it out after -- and of the choices")
+    if args.epochs != sorted(set(args.epochs)):
+        raise InputError("--epochs: each number must be larger than the one before: the best go on to longer runs")
+    if args.name and (Path(args.name).name != args.name or args.name == ".."):
+        raise InputError(f"--name {args.name}: is a name, not a path; runs/<name>/ and the runs beside it are named so")
     if fixed := sorted({option for table in tables for option in table} & set(given)):
         print(f"not searched, since given: {', '.join(fixed)}")
         tables = space.fix(tables, given, parser)

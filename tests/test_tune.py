@@ -1,9 +1,11 @@
 """The search: what trials are drawn and ended, what a stopped or shared one does, what the winner is trained by."""
 
+import contextlib
 import itertools
 import json
 import math
 import shlex
+import sqlite3
 from pathlib import Path
 
 import pandas as pd
@@ -248,6 +250,12 @@ def test_what_ends_with_an_error_twice_is_given_up(home, monkeypatch):
     assert table["state"].value_counts().to_dict() == {"finished": 5}
 
 
+def test_where_all_were_given_up_other_settings_are_the_remedy(home, monkeypatch):
+    for said in ("s-000: train.py ended", "s-000: train.py ended", "every trial failed; .*more --trials try other"):
+        with pytest.raises(InputError, match=said):
+            search(monkeypatch, "--trials", 1, codes={"s-000": 70})
+
+
 def test_only_a_collapse_counts_as_a_result(home, monkeypatch):
     with pytest.raises(InputError, match="s-001: train.py ended with code 2"):
         search(monkeypatch, "--trials", 2, codes={"s-001": "full"})
@@ -282,6 +290,11 @@ def test_what_is_given_is_not_searched(home, monkeypatch, capsys):
     assert "not searched, since given: loss" in capsys.readouterr().out
 
 
+def test_tables_that_are_alike_without_what_is_given_are_one(home, monkeypatch):
+    trainer = search(monkeypatch, "--trials", 9, "--no-prune", "--", "--loss", "tversky")
+    assert sorted(settings["lr"] for *_, settings, _ in trainer.calls) == sorted(2 * CHOICES["lr"])
+
+
 def test_a_time_budget_stops_in_time_and_the_same_call_goes_on(home, monkeypatch, capsys):
     given = []
 
@@ -305,7 +318,14 @@ def test_a_time_budget_stops_in_time_and_the_same_call_goes_on(home, monkeypatch
         ({"lr": ["x"]}, [], "'x' is not a valid value"),
         ({"lr": [1, 1]}, [], "lr: names a choice twice"),
         ({"lr": {"low": 1}}, [], "lr: a range is {low: A, high: B}"),
-        ({"lr": {"low": 2, "high": 1}}, [], "two numbers, low < high"),
+        ({"lr": {"low": 2, "high": 1}}, [], "two finite numbers, low < high"),
+        ({"lr": {"low": 1, "high": math.inf}}, [], "two finite numbers, low < high"),
+        ([1, 2], [], "--choices choices.yaml: must be a list of"),
+        (CHOICES, ["--epochs", "8", "2"], "--epochs: each number must be larger"),
+        (CHOICES, ["--epochs", "2", "2"], "--epochs: each number must be larger"),
+        (CHOICES, ["--name", "a/b"], "--name a/b: is a name, not a path"),
+        (CHOICES, ["--name", ".."], "--name ..: is a name, not a path"),
+        (CHOICES, ["--storage", "."], "--storage .: is no journal of Optuna"),
         ({"lr": {"low": 0, "high": 1, "log": True}}, [], "low > 0 where log is true"),
         ({"lr": {"low": 1, "high": 2}}, ["--sampler", "grid"], "--sampler grid: choices.yaml has ranges"),
         ({"tversky": [[0.3]]}, [], "tversky takes 2 values"),
@@ -330,6 +350,14 @@ def test_wrong_input_is_told_before_anything_is_trained(home, monkeypatch, choic
     with pytest.raises(InputError, match=said) as raised:
         tune.main(["--task", "rts", "--choices", "choices.yaml", *words])
     assert not trainer.calls and "secret" not in str(raised.value)
+
+
+def test_a_database_of_another_program_is_no_store(home):
+    """As MLflow's, which notes its version in a table of the same name."""
+    with contextlib.closing(sqlite3.connect("other.db")) as base:
+        base.executescript("create table alembic_version(version_num text); insert into alembic_version values('abc')")
+    with pytest.raises(InputError, match="--storage sqlite:///other.db: is the database of another program"):
+        tune.main(["--task", "rts", "--choices", "choices.yaml", "--storage", "sqlite:///other.db"])
 
 
 def test_without_optuna_one_line_says_what_to_install(home, monkeypatch):

@@ -36,7 +36,9 @@ ELEMENTS = {"VRTDataset", "SRS", "GeoTransform", "GCPList", "GCP", "Metadata", "
             "SrcMin", "SrcMax", "DstMin", "DstMax", "LUT", "ColorTableComponent"}  # fmt: skip
 # What GDAL reads of a header when it is asked; a fault there is no RasterioError
 LATE = ("colorinterp", "descriptions", "mask_flag_enums", "nodatavals", "scales", "offsets")
-DOMAINS = ("", "IMAGE_STRUCTURE", "COLOR_PROFILE", "RPC")  # of metadata; that of GEOLOCATION names files
+DOMAINS = ("", "IMAGE_STRUCTURE", "COLOR_PROFILE", "RPC")  # of metadata in a .vrt
+# of metadata whose values name files or addresses, which GDAL opens when it looks for overviews or warps
+POINTING = {("OVERVIEWS", "OVERVIEW_FILE"), ("GEOLOCATION", "X_DATASET"), ("GEOLOCATION", "Y_DATASET")}
 
 
 def open_checked(path: str | Path) -> rasterio.DatasetReader:
@@ -100,6 +102,7 @@ def check_beside(path: Path) -> None:
     for suffix in MASKS:
         beside = Path(f"{path}{suffix}")
         if beside.exists():
+            check_beside(beside)  # an overview may have overviews
             try:
                 if driver_of(beside) != "GTiff":
                     raise OSError("it is no TIFF")
@@ -116,8 +119,10 @@ def check_beside(path: Path) -> None:
 
 
 def check_header(path: Path, file: rasterio.DatasetReader) -> None:
-    """InputError where an open file asks for more than LIMITS, holds complex numbers, or cannot be placed."""
+    """InputError where an open file asks for more than LIMITS, holds complex numbers, names other files, or cannot be
+    placed."""
     within(path, "bands", file.count)
+    check_alone(path, file)
     if not file.count:
         raise InputError(f"{path}: has no band; write or download it again")
     within(path, "side", max(file.shape))
@@ -134,6 +139,15 @@ def check_header(path: Path, file: rasterio.DatasetReader) -> None:
             getattr(file, name)
     for name in LATE:
         getattr(file, name)
+
+
+def check_alone(path: Path, file: rasterio.DatasetReader) -> None:
+    """InputError where the metadata of an open file, or the .aux.xml beside it, has GDAL open another one."""
+    for domain in file.tag_namespaces():  # GDAL knows them in small letters too
+        for key, named in file.tags(ns=domain).items():
+            if (domain.upper(), key.upper()) in POINTING and named:
+                raise InputError(f"{path}: its metadata or its .aux.xml names another file ({key} {named[:120]!r}); "
+                                 "remove the .aux.xml, or make a GeoTIFF of its own with gdalwarp")  # fmt: skip
 
 
 def read_whole(file: rasterio.DatasetReader, numbers: int | list[int]) -> np.ndarray:

@@ -59,6 +59,8 @@ def best_trial(study, home: Path):
     if not (done := trials_in(study, "COMPLETE")):
         states = set(map(state_of, trials_that_count(study)))
         remedy = "choose other losses or learning rates" if "collapsed" in states else "the same call goes on"
+        if states == {"failed"}:
+            remedy = "train.py said why, as many times as each was tried; more --trials try other settings"
         raise InputError(f"{home / 'results.csv'}: every trial {' or '.join(sorted(states)) or 'is missing'}; {remedy}")
     return max(done, key=lambda trial: (trial.value, -trial.number))
 

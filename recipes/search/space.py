@@ -34,7 +34,7 @@ def read_choices(path: Path, parser) -> list[dict]:
     """
     if not path.is_file():
         raise InputError(f"--choices {path}: no such file; write one with lines like lr: [1e-4, 3e-4]")
-    common = read_config(path)
+    common = read_config(path, "--choices")
     entries, tables = common.pop(ONE_OF, [{}]), []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
         raise InputError(f"--choices {path}: {ONE_OF} must be a list of tables of option: [choices]")
@@ -64,9 +64,13 @@ def check_range(where: str, option: str, limits: dict, action) -> dict:
     if not {"low", "high"} <= limits.keys() <= RANGE or not isinstance(limits.get("log", False), bool):
         raise InputError(f"{where}: {option}: a range is {{low: A, high: B}} or {{low: A, high: B, log: true}}")
     low, high = (check_value(action, limits[end], where) for end in ("low", "high"))
-    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in (low, high))
+    numbers = all(
+        isinstance(end, (int, float)) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high)
+    )
     if not numbers or not low < high or (limits.get("log") and low <= 0):
-        raise InputError(f"{where}: {option}: a range needs two numbers, low < high, and low > 0 where log is true")
+        raise InputError(
+            f"{where}: {option}: a range needs two finite numbers, low < high, and low > 0 where log is true"
+        )
     return {"low": low, "high": high, "log": limits.get("log", False)}
 
 
@@ -83,14 +87,16 @@ def holds(choices: list | dict, value, action) -> bool:
 
 
 def fix(tables: list[dict], given: dict, parser) -> list[dict]:
-    """The tables without the options that are given; of one_of those remain that hold what is given, if any does."""
+    """The tables without the options that are given; of one_of those remain that hold what is given, if any does, and
+    of those that are then alike the first."""
     actions = parser.actions()
     holding = [
         table
         for table in tables
         if all(holds(table[option], given[option], actions[option]) for option in table.keys() & given.keys())
     ]
-    return [{key: values for key, values in table.items() if key not in given} for table in holding or tables]
+    left = [{key: values for key, values in table.items() if key not in given} for table in holding or tables]
+    return [table for place, table in enumerate(left) if table not in left[:place]]
 
 
 def count_combinations(tables: list[dict]) -> float:

@@ -112,19 +112,28 @@ def open_storage(address: str):
     """Optuna's store of a URL, or of a journal file. InputError where it cannot be opened."""
     with named_errors(address):
         if "://" in address:
-            return optuna.storages.RDBStorage(
-                address,
-                engine_kwargs={"connect_args": {"timeout": 100}} if address.startswith("sqlite") else None,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            )
+            return open_database(address)
         path = Path(address).absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError, IsADirectoryError) as error:
             raise InputError(f"--storage {address}: is no journal of Optuna; name another file") from error
+
+
+def open_database(address: str):
+    """Optuna's store in a database. InputError: its tables are another program's, or of another version of Optuna."""
+    try:
+        return optuna.storages.RDBStorage(
+            address,
+            engine_kwargs={"connect_args": {"timeout": 100}} if address.startswith("sqlite") else None,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+    except RuntimeError as error:
+        raise InputError(f"--storage {shown(address)}: is the database of another program, or of another version of "
+                         "Optuna; name one of its own") from error  # fmt: skip
 
 
 def open_study(address: str, home: Path, facts: dict):

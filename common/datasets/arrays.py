@@ -96,5 +96,6 @@ def read_member(path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarra
     with file.open(info) as part:  # ends after the bytes that the directory of the zip declares
         shape, by_columns, dtype = read_header(head := BytesIO(part.read(2**16)))
         check_room(path, shape, dtype, info.file_size - head.tell())
+        within(path, "map", prod(shape))  # its user makes float32 of them, several times the size of packed flags
         numbers = bytearray(head.read()) + part.read()  # to the end, where the check sum is
     return np.ndarray(shape, dtype, numbers, order="F" if by_columns else "C")

@@ -19,6 +19,7 @@ LIMITS = {
     "tile": (2**27, "values (bands x pixels) in a tile", "cut it into smaller tiles"),
     "label": (2**29, "pixels in a raster that is held whole", "cut it into tiles, or give only the area that is used"),
     "array": (2**30, "bytes in an array", "split it into tiles, or store it in a smaller type of number"),
+    "map": (2**28, "values (classes x pixels) in a map", "cut the tiles smaller and predict again"),
     "bands": (4096, "bands in a raster", "write those that are used into a file of their own (gdal_translate -b)"),
     "side": (2**22, "pixels along a side of a raster", "cut it into several rasters"),
     "block": (2**28, "bytes in one block of a raster", "gdal_translate it with -co TILED=YES -co INTERLEAVE=BAND"),

@@ -173,14 +173,23 @@ def read_probs(path: str | Path, classes: int | None = None) -> np.ndarray:
     try:
         found = read_npz(path, ("logit", "prob"))
         if "logit" in found:
-            logit = found["logit"].astype(np.float32)
-            prob = np.stack([1 / (1 + np.exp(sign * logit)) for sign in (1, -1)])
+            prob = both_of(found.pop("logit").astype(np.float32))
         else:
             prob = found["prob"].astype(np.float32)
     except FAULTS as error:
         raise InputError(f"{path}: holds no array prob ({short(error)}); predict this tile again") from error
     if prob.ndim != 3 or (classes is not None and len(prob) != classes):
         raise InputError(f"{path}: prob is {prob.shape}, wanted ({classes or 'K'},H,W); is it of another task?")
+    return prob
+
+
+def both_of(logit: np.ndarray) -> np.ndarray:
+    """(2,H,W) probabilities of a class and its rest from the logits (H,W), float32; in place, since a map is large."""
+    prob = np.empty((2, *logit.shape), np.float32)
+    for half, sign in zip(prob, (1, -1), strict=True):
+        np.exp(np.multiply(logit, sign, out=half), out=half)
+        half += 1
+        np.divide(1, half, out=half)
     return prob
 
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.datasets.folds import TEST, join_folds, read_folds
+from common.datasets.folds import TEST, folds_hash, join_folds, read_folds
 from common.engine import budget, runs
 from common.engine import device as devices
 from common.engine.checkpoint import build, checkpoint_file
@@ -181,6 +181,8 @@ def main(argv=None):
 
 def predict_sets(session, found, machine, began: float) -> int:
     """Every run's predictions and what is made of them, in --out."""
+    if len({folds_hash(run / "folds.csv") for run in found}) > 1:
+        raise InputError("--runs: they were trained on different folds; blend only runs of the same folds.csv")
     args, rows = session.args, read_asked(session, found[0])
     sets, facts, bad, left = {}, [], [], {}
     for run in found:
@@ -191,8 +193,6 @@ def predict_sets(session, found, machine, began: float) -> int:
         sets[run.name] = frame
         facts.append(said)
         bad += unread
-    if len({said["folds_hash"] for said in facts}) > 1:
-        raise InputError("--runs: they were trained on different folds; blend only runs of the same folds.csv")
     if not machine.main:
         return 0
     return write_out(session, found, sets, facts, bad, left)

@@ -378,6 +378,7 @@ def in_this_process(words: list[str]) -> int:
     return train.main(words) or 0
 
 
+@pytest.mark.soak
 def test_a_trial_is_an_ordinary_run_and_its_winner_is_trained_by_the_command(tmp_path, monkeypatch, capsys):
     """Once with train.py itself; then what is printed, as it is printed."""
     tiny_rts.make_rts(tmp_path / "data")
@@ -409,6 +410,7 @@ def winner(said: str) -> list[str]:
     return shlex.split(line.removeprefix("the winner in full: "))
 
 
+@pytest.mark.soak
 def test_plots_are_drawn_of_what_there_is(tmp_path):
     study.load()
     opened = optuna.create_study(direction="maximize")

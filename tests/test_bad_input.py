@@ -1,5 +1,6 @@
 """Wrong input: exit code 2 and one line on stderr that names the file or option and the remedy; never a traceback."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -289,6 +290,23 @@ def test_scripts_that_miss_what_they_need(tiny_copy, capsys):
     fails(capsys, tiny_copy, "ensemble", "--preds", "x", "--blend", "b.json", names=("x",))
     (tiny_copy / "runs" / RUN / "fold1" / "finished.json").unlink()
     fails(capsys, tiny_copy, "ensemble", "--runs", RUN, names=("fold 1", "train.py"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("honest", "much"), ("post", [1]), ("post", None)])
+def test_a_blend_or_post_json_that_somebody_changed(tiny_copy, capsys, name, value):
+    run, out = "biomass-1x1-s42", ("--out", "out")
+    assert (
+        tiny_data.call("infer", "--runs", run, "--data", "data", "--workers", "0", "--out", "preds", cwd=tiny_copy) == 0
+    )
+    words = ("--runs", run, "--data", "data", "--save-blend", "b.json", "--no-report", *out)
+    assert tiny_data.call("ensemble", *words, cwd=tiny_copy) == 0
+    blend = json.loads((tiny_copy / "b.json").read_text())
+    changed = {key: of for key, of in blend.items() if key != name} | ({} if value is None else {name: value})
+    (tiny_copy / "b.json").write_text(json.dumps(changed))
+    fails(capsys, tiny_copy, "ensemble", "--preds", "preds", "--blend", "b.json", *out, names=(".json", "fit it again"))
+    if name == "post":
+        (tiny_copy / "runs" / RUN / "post.json").write_text(json.dumps({"maximum": "all"} if value else {"x": 1}))
+        fails(capsys, tiny_copy, "infer", "--runs", RUN, "--out", "preds", names=("post.json", "fit it again"))
 
 
 def test_an_unreadable_test_photo(tiny_copy, capsys):

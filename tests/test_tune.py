@@ -378,7 +378,6 @@ def in_this_process(words: list[str]) -> int:
     return train.main(words) or 0
 
 
-@pytest.mark.soak
 def test_a_trial_is_an_ordinary_run_and_its_winner_is_trained_by_the_command(tmp_path, monkeypatch, capsys):
     """Once with train.py itself; then what is printed, as it is printed."""
     tiny_rts.make_rts(tmp_path / "data")

@@ -15,7 +15,7 @@ from recipes.search.study import optuna, trials_in, trials_that_count
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "running", "FAIL": "failed"}
 NOT_IN_FULL = {"fold", "train_folds"}  # the search may have looked at some folds, the winner is trained on all
-SIZE = (10, 6)  # inches
+SIZE, PANEL = (10, 6), 2.6  # inches: of a figure, of one option in it
 
 
 def table_of(study) -> pd.DataFrame:
@@ -106,7 +106,9 @@ def write_plots(study, folder: Path) -> list[str]:
             missing.append(f"{name} ({str(error).splitlines()[0]})")
             continue
         figure = getattr(axes, "figure", None) or axes.flat[0].figure
-        figure.set_size_inches(*SIZE)
+        width, height = SIZE
+        panels = len(searched.best_params) if name in ("slices", "parallel") else 1  # an axis or a panel an option
+        figure.set_size_inches(max(width, PANEL * panels), height)
         atomic_write(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, bbox_inches="tight"))
         pyplot.close(figure)
     return missing

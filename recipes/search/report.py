@@ -98,6 +98,7 @@ def write_plots(study, folder: Path) -> list[str]:
         "timeline": plots.plot_timeline,
     }
     missing, searched = [], without_repeats(study)
+    searches = len({option for trial in searched.trials for option in trial.params})
     for name, plot in kinds.items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of an axis with one value, of few trials
@@ -107,8 +108,7 @@ def write_plots(study, folder: Path) -> list[str]:
             continue
         figure = getattr(axes, "figure", None) or axes.flat[0].figure
         width, height = SIZE
-        panels = len(searched.best_params) if name in ("slices", "parallel") else 1  # an axis or a panel an option
-        figure.set_size_inches(max(width, PANEL * panels), height)
+        figure.set_size_inches(max(width, PANEL * searches if name in ("slices", "parallel") else 0), height)
         atomic_write(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, bbox_inches="tight"))
         pyplot.close(figure)
     return missing

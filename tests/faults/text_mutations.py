@@ -12,6 +12,8 @@ from pathlib import Path
 import yaml
 from raster_mutations import any_bytes
 
+from common.text_files import Bounded
+
 WORDS = (
     "", " ", "0", "-1", "3", "1.5", "1e999", "-1e999", "inf", "-inf", "nan", "NaN", "Infinity", "1_000", "0x10",
     "1e308", "-1e-320", "99999999999999999999", "9" * 5000, "9007199254740993", "1,5", "true", "null", "~", "None",
@@ -89,7 +91,7 @@ def change_leaf(content, draws: random.Random):
 
 
 def change_yaml(text: str, draws: random.Random) -> str:
-    return yaml.safe_dump(change_leaf(yaml.safe_load(text), draws))
+    return yaml.safe_dump(change_leaf(yaml.load(text, Bounded), draws))  # of one that multiplies, none
 
 
 def change_json(text: str, draws: random.Random) -> str:

@@ -260,6 +260,7 @@ def test_errors_are_one_line(example, tmp_path):
         "one weight at or above zero": lambda: save_blend(tmp_path / "x.json", blend | {"weights": [1, 2, 3]}),
         "occur more than once": lambda: save_blend(tmp_path / "x.json", blend | {"members": ["a"] * 4}),
         "kind or members": lambda: save_blend(tmp_path / "x.json", blend | {"kind": "median"}),
+        "kind or members are": lambda: save_blend(tmp_path / "x.json", blend | {"kind": ["mean"]}),
         "at least 2 groups": lambda: honest_blend(preds, target, np.zeros(90), "mean"),
     }
     for message, call in cases.items():

@@ -265,7 +265,7 @@ def checked_blend(blend: dict, path: str | Path) -> dict:
     if not isinstance(blend, dict) or blend.get("format") != FORMAT:
         raise InputError(f"{path}: not a blend of this version ({FORMAT}); fit it again (ensemble.py --save-blend)")
     members = blend.get("members")
-    if blend.get("kind") not in BLENDS or not isinstance(members, list) or not members:
+    if str(blend.get("kind")) not in BLENDS or not isinstance(members, list) or not members:
         raise InputError(f"{path}: kind or members are missing or unknown; fit the blend again")
     if len(set(map(str, members))) != len(members):
         raise InputError(f"{path}: members occur more than once: {listed(members)}; fit the blend again")

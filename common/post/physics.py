@@ -72,9 +72,7 @@ def fitted_covariance(post: dict | None, kind: str) -> np.ndarray:
     """The (5, 5) residual covariance that fit_post stored for `kind`; InputError where there is none."""
     if not post or not (post.get("covariance") or {}).get(kind):
         remedy = "fit it (ensemble.py --fit-post) or use --reconcile ols"
-        raise InputError(
-            f"--reconcile {kind}: needs the covariance of at least {LEAST_ROWS} out-of-fold rows; {remedy}"
-        )
+        raise InputError(f"--reconcile {kind}: post.json lacks the covariance of at least {LEAST_ROWS} rows; {remedy}")
     return np.asarray(post["covariance"][kind], np.float64)
 
 

@@ -257,7 +257,8 @@ def table(results: list[Result]) -> str:
     """Text: a line for each target and one for all."""
     total = Result("all", *(sum(getattr(r, name) for r in results) for name in ("inputs", "read", "refused", "kept")),
                    max(r.memory for r in results), [fault for r in results for fault in r.faults])  # fmt: skip
-    lines = ["reader          inputs    read refused  new ways  most memory  faults"]
-    lines += [f"{r.name:14} {r.inputs:7,} {r.read:7,} {r.refused:7,} {r.kept:9,} {r.memory / 2**20:9,.0f} MB"
+    width = max(len(r.name) for r in results)
+    lines = [f"{'reader':{width}}  inputs    read refused  new ways  most memory  faults"]
+    lines += [f"{r.name:{width}} {r.inputs:7,} {r.read:7,} {r.refused:7,} {r.kept:9,} {r.memory / 2**20:9,.0f} MB"
               f" {len(r.faults):7}" for r in [*results, total]]  # fmt: skip
     return "\n".join(lines)

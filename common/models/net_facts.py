@@ -7,6 +7,8 @@ from torch import nn
 
 from common.errors import InputError
 
+KNOWN: dict[tuple, frozenset[str]] = {}  # idle weights of what was built before in this process
+
 
 def size_multiple(encoder: nn.Module) -> int:
     """Height and width must be multiples of it: the deepest stride, times the attention window where it is fixed."""
@@ -15,10 +17,18 @@ def size_multiple(encoder: nn.Module) -> int:
 
 
 def idle_weights(net: nn.Module, encoder: str, channels: int, multiple: int) -> frozenset[str]:
-    """Names of the parameters that no logit depends on; shapes alone are computed, no numbers.
+    """Names of the parameters that no logit depends on; shapes alone are computed, no numbers, and once for each
+    architecture: the folds of a run are all built alike.
 
     InputError for an encoder that takes one size of picture only.
     """
+    key = (repr(net), encoder, channels, multiple)
+    if key not in KNOWN:
+        KNOWN[key] = found_idle(net, encoder, channels, multiple)
+    return KNOWN[key]
+
+
+def found_idle(net: nn.Module, encoder: str, channels: int, multiple: int) -> frozenset[str]:
     shadow = copy.deepcopy(net).to("meta").eval().requires_grad_()
     try:
         logits = shadow.segmentation_head(

@@ -1,8 +1,6 @@
 """Two processes end with what one ends with: the sums of a loss run over both, odd batches and validation included."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +8,12 @@ import pandas as pd
 import pytest
 import tiny_data
 import torch
-from children import free_port
+from children import together
 
 from common.datasets.sampling import EpochBatches, as_padding, make_loader
 from common.engine.checkpoint import load_checkpoint
 from common.losses.regression import build_loss
 
-DRIVER = Path(__file__).resolve().parent / "ddp_driver.py"
 # 9 training rows in batches of 4: the last has one row, so that the second process gets a padded one
 PLAIN = (*tiny_data.SMALL, "--data", "data", "--fold", "0", "--epochs", "3", "--lr", "1e-3", "--backbone-lr", "1e-4",
          "--dropout", "0", "--augment", "--swap-prob", "0", "--no-use-aux-heads", "--amp", "off")  # fmt: skip
@@ -43,12 +40,8 @@ def home(tiny_home, tmp_path_factory) -> Path:
     (home / "data").symlink_to(tiny_home / "data")
     for name in RUNS:
         assert tiny_data.call("train", *arguments(name, f"{name}-one"), cwd=home) == 0
-    (home / "runs.json").write_text(json.dumps([arguments(name, f"{name}-two") for name in RUNS]))
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-             "--master-port", str(free_port()), str(DRIVER), "runs.json"]  # fmt: skip
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert "2 processes" in done.stdout
+    runs = [arguments(name, f"{name}-two") for name in RUNS]
+    assert "2 processes" in together(lambda: tiny_data.train_all(home, runs), home)
     return home
 
 

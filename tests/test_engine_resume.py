@@ -113,7 +113,7 @@ def ends_with_the_same_bytes(monkeypatch, train, home: Path, seed: int = 5) -> P
     return folder
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", pytest.param("bf16", marks=pytest.mark.soak)])
 def test_killed_at_any_write_and_resumed(tiny_empty, monkeypatch, whole, amp):
     """Every file of a fold is a place to die at: args, best, last, log, oof, finished; each time before and after."""
     expected = whole(amp)

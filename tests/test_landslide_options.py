@@ -219,6 +219,7 @@ RAMP = (*tiny_landslide.SMALL, "--epochs", "4", "--oversample-target", ".2", "--
         "1e-2", "--fold", "0", "--accumulate", "2", "--augment", "hflip=.5", "rot90=.75")  # fmt: skip
 
 
+@pytest.mark.soak
 def test_killed_anywhere_and_resumed(hills_empty, monkeypatch):
     """The same bytes of weights, history and maps as a run that nobody stopped."""
     ends_with_the_same_bytes(monkeypatch, partial(train, hills_empty, base=RAMP), hills_empty)

@@ -174,6 +174,7 @@ RAMP = (*tiny_rts.SMALL, *ALL, "--epochs", "4", "--ratio", "1", "3", "--ratio-ep
         "elastic-fine=.5", "--collapse-epochs", "3", "--fold", "0")  # fmt: skip
 
 
+@pytest.mark.soak
 def test_killed_anywhere_and_resumed(slumps_empty, monkeypatch):
     """The ramp of the ratio goes on where it was: the same bytes of weights, history and maps."""
     folder = ends_with_the_same_bytes(monkeypatch, partial(train, slumps_empty, base=RAMP), slumps_empty)

@@ -510,6 +510,7 @@ def start(home: Path, *words, **env) -> subprocess.Popen:
                             env=ENV | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
+@pytest.mark.soak
 def test_killed_and_started_again_it_ends_with_the_same_files(home, calls):
     plain = mapped(home, "--spread", out="plain")
     whole = calls()

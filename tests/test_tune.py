@@ -69,6 +69,31 @@ def test_a_grid_covers_all_and_repeats_none():
     assert drawn("grid", TABLES, 12, seed=1) != every
 
 
+@pytest.mark.parametrize("first", [{}, {"one_of"}, {"one_of", "lr"}], ids=len)
+def test_a_grid_goes_on_behind_a_process_that_was_killed_while_it_chose(first):
+    study.load()
+    found, opened = [], optuna.create_study(direction="maximize")
+    whole = optuna.create_study()
+    whole.optimize(lambda trial: space.suggest(trial, TABLES) and 0.0, n_trials=1)
+    (trial,) = whole.trials
+    dead = {space.ONE_OF if name == "one_of" else name for name in first}
+    opened.add_trial(optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL,
+        params={name: value for name, value in trial.params.items() if name in dead},
+        distributions={name: kind for name, kind in trial.distributions.items() if name in dead},
+    ))  # fmt: skip
+
+    def objective(trial):
+        found.append(space.suggest(trial, TABLES))
+        trial.set_user_attr("chosen", True)
+        return 0.0
+
+    for number in range(12):
+        study.draw_by(opened, "grid", TABLES, 0, number)
+        opened.optimize(objective, n_trials=1)
+    assert len({json.dumps(choices, sort_keys=True) for choices in found}) == 12
+
+
 def test_the_bayesian_sampler_finds_what_chance_does_not():
     """Of 1,000 combinations a few are good, and each option says in which direction they lie."""
     wide = [{option: list(range(10)) for option in ("a", "b", "c")}]

@@ -119,6 +119,7 @@ def facts_of(storage: str) -> dict:
     return optuna.load_study(study_name="s", storage=study.open_storage(storage)).user_attrs["search"]
 
 
+@pytest.mark.soak
 def test_processes_share_a_search_and_one_is_killed(shared):
     storage = "sqlite:///runs/s/study.db"
     killed = kill_some(storage, 2, 1, random.Random(3), "--sampler", "grid", "--trials", "99")

@@ -77,3 +77,16 @@ def train(cwd: Path, *argv, data="data", base=QUICK) -> Path:
     assert code == 0, f"train.py ended with {code}"
     words = [str(word) for word in argv]
     return cwd / "runs" / (words[words.index("--run") + 1] if "--run" in words else "biomass-1x1-s42")
+
+
+def train_all(home: Path, runs: list) -> int:
+    """Several trainings in one process group; in a process that is to end with them."""
+    import train
+    from common.engine import device as devices
+
+    os.chdir(home)
+    stop, devices.stop_processes = devices.stop_processes, lambda: None
+    for argv in runs:
+        train.main(list(map(str, argv)))
+    stop()
+    return 0

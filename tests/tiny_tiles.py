@@ -5,7 +5,6 @@ models whose batch norm is replaced (two processes equal one only without it).
 """
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,14 +155,6 @@ def patch_models(replace=setattr) -> None:
 
 
 def train_all(home: Path, runs: list) -> int:
-    """Several trainings in one process group, of models without batch norm; in a process that is to end with them."""
-    import train
-    from common.engine import device as devices
-
-    os.chdir(home)
+    """tiny_data's, of models without batch norm."""
     patch_models()
-    stop, devices.stop_processes = devices.stop_processes, lambda: None
-    for argv in runs:
-        train.main(list(map(str, argv)))
-    stop()
-    return 0
+    return tiny_data.train_all(home, runs)

@@ -1,6 +1,7 @@
 """Loader workers whose troubles reach the process that waits for them, as one line."""
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.queues import Queue
@@ -18,8 +19,16 @@ def begin_worker(number: int, *, init_worker: Callable | None) -> None:
     # Batches are pickled, and shared memory is taken for them, in a thread of the queue. By default it prints what goes
     # wrong there and drops the batch, and the main process waits for it for ever (torch 2.15, Python 3.11).
     Queue._on_queue_feeder_error = send_reason
+    sys.excepthook = say_uncaught
     if init_worker:
         init_worker(number)
+
+
+def say_uncaught(kind, error, trace) -> None:
+    """What a thread of a worker caught, unless it is that the main process went away while it took a batch: that one
+    says itself why it ends."""
+    if not issubclass(kind, (OSError, EOFError, multiprocessing.AuthenticationError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def send_reason(queue: Queue, error: Exception, lost: tuple) -> None:

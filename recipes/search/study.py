@@ -50,8 +50,19 @@ def tpe(seed: int, tables: list):
 
 
 def grid(seed: int, tables: list):
-    """Every combination once, in random order."""
-    return optuna.samplers.BruteForceSampler(seed=seed)
+    """Every combination once, in random order.
+
+    Optuna's sampler takes what failed for a whole path of its tree; of a process that was killed while it chose, the
+    path ends early, and every later draw would be an error (optuna 5.0).
+    """
+
+    class Grid(optuna.samplers.BruteForceSampler):
+        @staticmethod
+        def _populate_tree(tree, trials, params):
+            whole = [trial for trial in trials if trial.state.name != "FAIL" or "chosen" in trial.user_attrs]
+            optuna.samplers.BruteForceSampler._populate_tree(tree, whole, params)
+
+    return Grid(seed=seed)
 
 
 def at_random(seed: int, tables: list):

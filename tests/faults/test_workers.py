@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,13 @@ def test_the_line_of_a_worker_comes_without_its_traceback(capsys):
 
     assert run_script(main, []) == 2
     assert capsys.readouterr().err == "error: data/a.jpg: truncated JPEG; copy it again\n"
+
+
+def test_a_main_process_that_went_away_is_no_worker_to_tell_of(tmp_path):
+    def work():
+        workers.begin_worker(0, init_worker=None)
+        for error in (ConnectionResetError("gone"), EOFError(), ValueError("a fault")):
+            sys.excepthook(type(error), error, None)
+        return 0
+
+    assert end(work, tmp_path / "said") == (0, "ValueError: a fault\n")

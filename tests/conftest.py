@@ -18,6 +18,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
 def real_data(name: str) -> Path:
     """Folder of a real data set, or a skip with the reason. Set LANDFOLD_DATA to look elsewhere."""
     folder = Path(os.environ.get("LANDFOLD_DATA", ROOT.parent / "shared" / "data")) / name

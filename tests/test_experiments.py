@@ -37,6 +37,7 @@ def metrics_of(client, run: str, key: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(run, key)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("before", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_a_killed_and_resumed_fold_is_one_run(slumps_empty, monkeypatch, before):
     """Parameters, an entry per metric and epoch, artifacts; experiment and run name; in the store made by default."""

@@ -99,6 +99,7 @@ def values_of(path: Path) -> pd.DataFrame:
     return table.sort_index()
 
 
+@pytest.mark.soak
 def test_a_hidden_test_set_gets_what_infer_gives(pasture, tmp_path):
     """The kernel, offline, from slimmed weights in a read-only mount: the values of infer.py on the run itself."""
     mounts = attached("typed", competitions={SLUG: pasture / "hidden"}, data_sets={WEIGHTS: weights_of(pasture)})

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.soak
 ROOT = Path(__file__).resolve().parent.parent
 # distribution -> the module that is imported of it; what only some tasks or calls need
 MODULES = {

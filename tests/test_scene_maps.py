@@ -606,6 +606,7 @@ def test_a_stop_under_other_models_is_no_start(home, monkeypatch, calls):
     np.testing.assert_allclose(values[0], known_prob(tiny_scenes.draw_scene()[0]), atol=1e-6)
 
 
+@pytest.mark.soak
 def test_two_processes_never_map_a_scene_twice(home, calls, capsys):
     mapped(home, out="plain")
     each = calls()

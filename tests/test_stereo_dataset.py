@@ -220,6 +220,7 @@ def test_memory_is_given_back_when_it_arrived():
         stereo.SLOTS.clear()
 
 
+@pytest.mark.soak
 def test_pickles_and_runs_in_a_spawned_worker(rows, tmp_path):
     data = everything(rows, cache=tmp_path / "cache")
     copy = pickle.loads(pickle.dumps(data))

@@ -76,9 +76,20 @@ def test_the_commands_of_every_task_are_seen():
     blocks = [line for _, _, line in COMMANDS if line.startswith(("python ", "bash "))]
     text = (ROOT / "README.md").read_text()
     assert (
-        len(blocks) == len(re.findall(r"(?:^|`)(?:python [^\n`]+\.py|bash kernels/push\.sh) ", text, flags=re.M)) > 20
+        len(blocks)
+        == len(re.findall(r"(?:^|`)(?:python (?!tests/)[^\n`]+\.py|bash kernels/push\.sh) ", text, flags=re.M))
+        > 20
     )
     assert {"biomass", "glacier", "rts"} <= {task for task, _, _ in COMMANDS}
+
+
+def test_the_programs_that_break_things_take_what_is_shown():
+    pages = [(ROOT / name).read_text() for name in ("README.md", "tests/faults/README.md")]
+    shown = [line for page in pages for line in re.findall(r"(?:^|`)python (tests/[^\n`#]+)", page, flags=re.M)]
+    assert len(shown) >= 6
+    for file, *words in map(shlex.split, shown):
+        text = (ROOT / file).read_text()
+        assert all(f'"{word}"' in text for word in words if word.startswith("--")), (file, words)
 
 
 @pytest.mark.parametrize("words", [["train.py", "--gird", "3", "3"], ["infer.py", "--threshold", ".5"],
